@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from model import compute as pc
 from model.errors import DataError
 
 Array: TypeAlias = Any  # a pyarrow.Array; pyarrow ships no types

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from model import compute as pc
 from model.arrow_lists import Array, is_list, offsets_of, plain, unnest
 from model.errors import DataError
 from model.parquet import first_line

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from model import compute as pc
 from model.arrow_lists import Array, is_list, plain, unnest
 from model.config import ModelConfig
 from model.errors import DataError

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from model import compute as pc
 from model.arrow_lists import Array
 from model.columns import Key
 from model.encoded import MISSING_ID, Encoded

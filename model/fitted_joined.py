@@ -9,9 +9,9 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
+from model import compute as pc
 from model.arrow_lists import Array, as_float32, is_list, numbers, offsets_of, owner, ranges, unnest
 from model.encoded import MISSING_ID, Encoded
 from model.errors import DataError

@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from model import compute as pc
 from model.arrow_lists import Array, as_float32, is_list, plain, unnest
 from model.columns import Numeric
 from model.encoded import Encoded

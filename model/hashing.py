@@ -8,8 +8,8 @@ from __future__ import annotations
 import farmhash  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from model import compute as pc
 from model.arrow_lists import Array
 from model.sources import Key
 

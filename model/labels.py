@@ -10,8 +10,8 @@ from enum import StrEnum
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from model import compute as pc
 from model.arrow_lists import Array, as_float32, is_list, numbers, plain, unnest
 from model.columns import Key
 from model.errors import ConfigError, DataError

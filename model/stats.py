@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from model import compute as pc
 from model.arrow_lists import Array, is_list, numbers, owner, unnest
 from model.columns import Key, Leaf, Numeric, Vocabulary
 from model.errors import DataError

@@ -14,6 +14,18 @@ import typer
 from typer.core import TyperGroup
 
 from model.errors import DynamicRnnError
+from pipelines.cli_options import (
+    Address,
+    BundlePath,
+    ConfigFile,
+    Overrides,
+    Plugins,
+    Resume,
+    local_cpus,
+    ray_for,
+)
+from pipelines.command_model import export, import_tf
+from pipelines.command_score import evaluate, evaluate_data, predict, predict_data
 from pipelines.console import Console
 
 if TYPE_CHECKING:
@@ -45,17 +57,6 @@ app = typer.Typer(
     epilog="Each command has its own --help. Settings are a YAML file plus overrides such as train.epochs=3.",
 )
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="RUN.YAML", help="the run's settings")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to override, e.g. train.epochs=3")
-]
-BundlePath = Annotated[str, typer.Argument(metavar="BUNDLE", help="a bundle, or the directory of a run or sweep")]
-Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in this directory")]
-Plugins = Annotated[
-    list[str] | None, typer.Option("--plugin", metavar="MODULE", help="module that registers cells (repeatable)")
-]
-Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; default: one on this machine")]
-
 
 @app.callback()
 def options(
@@ -81,7 +82,7 @@ def train(context: typer.Context, config: ConfigFile, overrides: Overrides = Non
     run = load_run(config, overrides or [])
     check_run(run, resume=resume)  # before Ray starts: a mistake is told at once
     find_files(run.data.train)
-    with _ray(context, run.resources.workers, run.resources.address):
+    with ray_for(context, run.resources.workers, run.resources.address):
         result = _train(context.obj, run, resume=resume)
     context.obj.table(f"best bundle: {result.bundle}", result.metrics | {"fingerprint": result.fingerprint})
 
@@ -125,7 +126,7 @@ def tune(context: typer.Context, config: ConfigFile, overrides: Overrides = None
     run = load_run(config, overrides or [])
     check_sweep(run, resume=resume)  # before Ray starts: a mistake is told at once
     find_files(run.data.train)
-    with _ray(context, ray_cpus(run) - 2, run.resources.address):
+    with ray_for(context, ray_cpus(run) - 2, run.resources.address):
         _tune(context.obj, run, resume=resume)
 
 
@@ -139,66 +140,8 @@ def _tune(console: Console, run: RunConfig, *, resume: bool = False) -> Any:
     return result
 
 
-@app.command()
-def evaluate(
-    context: typer.Context,
-    bundle: BundlePath,
-    data: Annotated[str, typer.Argument(help="Parquet file, directory, glob or URI")],
-    plugin: Plugins = None,
-    address: Address = None,
-) -> None:
-    """Metrics of a bundle over every row, each counted once."""
-    check_inputs(bundle, data)
-    with _ray(context, _local_cpus(), address):
-        _evaluate(context.obj, bundle, data, tuple(plugin or ()))
-
-
-def check_inputs(bundle: str, data: str) -> None:
-    """Tells a wrong path at once, before Ray starts."""
-    from model.runs import resolve_bundle
-    from model.storage import find_files
-
-    resolve_bundle(bundle)
-    find_files(data)
-
-
-def _evaluate(console: Console, bundle: str, data: str, plugins: tuple[str, ...] = ()) -> dict[str, float]:
-    from pipelines.evaluate import evaluate as evaluate_rows
-
-    with console.counting("evaluating row groups") as progress:
-        metrics = evaluate_rows(bundle, data, plugins=plugins, progress=progress)
-    console.table(f"{bundle} on {data}", metrics)
-    return metrics
-
-
-@app.command()
-def predict(
-    context: typer.Context,
-    bundle: BundlePath,
-    data: Annotated[str, typer.Argument(help="Parquet file, directory, glob or URI")],
-    output: Annotated[str, typer.Argument(help="directory for the predictions")],
-    keep: Annotated[
-        list[str] | None, typer.Option("--keep", metavar="COLUMN", help="column to carry through (repeatable)")
-    ] = None,
-    probabilities: Annotated[
-        bool | None, typer.Option("--probabilities/--no-probabilities", help="default: as the model is configured")
-    ] = None,
-    plugin: Plugins = None,
-    address: Address = None,
-) -> None:
-    """Predictions and final states of every row, Parquet to Parquet. A stopped prediction goes on where it was."""
-    check_inputs(bundle, data)
-    with _ray(context, _local_cpus(), address):
-        _predict(context.obj, bundle, data, output, keep=keep, probabilities=probabilities, plugins=tuple(plugin or ()))
-
-
-def _predict(console: Console, bundle: str, data: str, output: str, **choices: Any) -> Any:
-    from pipelines.predict import predict as predict_rows
-
-    with console.counting("predicting row groups") as progress:
-        result = predict_rows(bundle, data, output, progress=progress, **choices)
-    console.say(f"{result.rows} rows in {result.files} files ({result.skipped_files} were there): {result.directory}")
-    return result
+app.command()(evaluate)
+app.command()(predict)
 
 
 @app.command()
@@ -219,7 +162,7 @@ def serve(
     settings = serve_settings(bundle, config, overrides or [], plugin or [])
     from serve.run import run
 
-    with _ray(context, _local_cpus(), address):
+    with ray_for(context, local_cpus(), address):
         run(path, settings, blocking=True, on_ready=lambda handle: _told_ready(context.obj, handle.url))
 
 
@@ -245,51 +188,8 @@ def serve_settings(bundle: str, config: Path | None, overrides: list[str], plugi
     return settings
 
 
-@app.command("import-tf")
-def import_tf(
-    context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="the original's model directory, a checkpoint, or an .npz")
-    ],
-    output: Annotated[str, typer.Argument(metavar="BUNDLE", help="directory for the bundle")],
-    config: Annotated[Path, typer.Option("--config", help="YAML with the model's settings, columns fully declared")],
-    several: Annotated[
-        list[str] | None,
-        typer.Option("--several", metavar="COLUMN", help="categorical column with lists of values (repeatable)"),
-    ] = None,
-    integers: Annotated[
-        list[str] | None,
-        typer.Option("--integers", metavar="COLUMN", help="hashed or crossed column of integers (repeatable)"),
-    ] = None,
-) -> None:
-    """Turn a checkpoint of TensorFlow's DynamicRnnEstimator into a bundle that predicts the same."""
-    from model.import_bundle import Held, import_checkpoint
-    from model.settings import load_settings
-
-    held = Held(several or (), integers or ())
-    imported = import_checkpoint(source, output, load_settings(config), where=str(config), held=held)
-    for note in imported.notes:
-        context.obj.note(note)
-    context.obj.table(f"bundle: {output}", imported.bundle.provenance | {"fingerprint": imported.bundle.fingerprint})
-
-
-@app.command()
-def export(
-    context: typer.Context,
-    bundle: BundlePath,
-    output: Annotated[str, typer.Argument(metavar="OUT", help="directory for bundle and graphs")],
-    plugin: Plugins = None,
-) -> None:
-    """Write a bundle with ONNX graphs of sequence and step, and the step for torch.export, each checked."""
-    from model.checkpoint import load_bundle
-    from model.export import export as export_bundle
-    from model.registry import import_plugins
-    from model.runs import resolve_bundle
-
-    import_plugins(plugin or ())
-    loaded = load_bundle(resolve_bundle(bundle))
-    context.obj.note("tracing and checking the graphs …")
-    context.obj.say(f"exported: {export_bundle(loaded, output)}")
+app.command("import-tf")(import_tf)
+app.command()(export)
 
 
 @app.command("demo-data")
@@ -317,14 +217,14 @@ def demo(
 
     config = stages.load(directory, quick=quick)
     console = context.obj
-    with _ray(context, config.resources.workers, None):
+    with ray_for(context, config.resources.workers, None):
         from serve.client import Client
 
         rooms = stages.Stages(
             train=lambda run: _train(console, run),
             tune=lambda run: _tune(console, run),
-            evaluate=lambda bundle, data: _evaluate(console, bundle, data),
-            predict=lambda bundle, data, output: _predict(console, bundle, data, output),
+            evaluate=lambda bundle, data: evaluate_data(console, bundle, data),
+            predict=lambda bundle, data, output: predict_data(console, bundle, data, output),
             start_server=lambda bundle: _start_server(bundle, config),
             connect=Client,
         )
@@ -379,17 +279,6 @@ def settings() -> None:
     typer.echo(
         f"# the sections `tune:` and `serve:`\n# tune:\n{describe(TuneConfig)}\n# serve:\n{describe(ServeConfig)}"
     )
-
-
-def _ray(context: typer.Context, workers: int, address: str | None) -> Any:
-    from pipelines.cluster import logical_cpus_for, ray_session
-
-    context.obj.note("starting Ray …" if address is None else f"joining Ray at {address} …")
-    return ray_session(logical_cpus=logical_cpus_for(workers), address=address, quiet=not context.meta["debug"])
-
-
-def _local_cpus() -> int:
-    return max(2, os.cpu_count() or 1)
 
 
 def main() -> None:

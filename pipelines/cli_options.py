@@ -1,0 +1,34 @@
+"""What the commands share: their arguments and options, and the Ray they run on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="RUN.YAML", help="the run's settings")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to override, e.g. train.epochs=3")
+]
+BundlePath = Annotated[str, typer.Argument(metavar="BUNDLE", help="a bundle, or the directory of a run or sweep")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in this directory")]
+DataPath = Annotated[str, typer.Argument(metavar="DATA", help="Parquet file, directory, glob or URI")]
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", metavar="MODULE", help="module that registers cells (repeatable)")
+]
+Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; default: one on this machine")]
+
+
+def ray_for(context: typer.Context, workers: int, address: str | None) -> Any:
+    """A session on the cluster at `address`, or on a private Ray with room for `workers`; says that it starts."""
+    from pipelines.cluster import logical_cpus_for, ray_session
+
+    context.obj.note("starting Ray …" if address is None else f"joining Ray at {address} …")
+    return ray_session(logical_cpus=logical_cpus_for(workers), address=address, quiet=not context.meta["debug"])
+
+
+def local_cpus() -> int:
+    """The logical CPUs of a private Ray that scores or reads data."""
+    return max(2, os.cpu_count() or 1)

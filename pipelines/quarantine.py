@@ -1,0 +1,42 @@
+"""Rows that were left out, kept for people: as they were read, with the place and the reason of each.
+
+Knows no Ray and no model. One Parquet file for each row group that had bad rows.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model.errors import DataError
+from model.storage import join, write_bytes
+
+FILE, ROW, COLUMN, REASON = "quarantine_file", "quarantine_row", "quarantine_column", "quarantine_reason"
+
+
+def quarantined(table: pa.Table, errors: Mapping[int, DataError], *, file: str, first_row: int) -> pa.Table:
+    """The bad rows of `table` and four columns more: file, row in that file, column (null: the row), and reason.
+
+    `errors` maps rows of `table` to what is wrong; `first_row` is the place of its row 0 in `file`.
+    """
+    rows = sorted(errors)
+    bad = table.take(pa.array(rows, pa.int64()))
+    told = {
+        FILE: pa.array([file] * len(rows), pa.string()),
+        ROW: pa.array([row + first_row for row in rows], pa.int64()),
+        COLUMN: pa.array([errors[row].column for row in rows], pa.string()),
+        REASON: pa.array([errors[row].problem for row in rows], pa.string()),
+    }
+    for name, values in told.items():
+        bad = bad.append_column(name, values)
+    return bad
+
+
+def write_quarantine(directory: str, name: str, rows: pa.Table) -> None:
+    """Writes the rows of one row group as `directory`/`name`, whole or not at all."""
+    stream = io.BytesIO()
+    pq.write_table(rows, stream, compression="zstd")
+    write_bytes(join(directory, name), stream.getvalue())
