@@ -39,7 +39,7 @@ from model.estimator_data import (
     prediction_rows,
     refuse_to_learn_from_batches,
 )
-from model.estimator_evaluation import evaluate, hooked
+from model.estimator_evaluation import evaluate, fed, hooked, progress_log
 from model.estimator_export import Exports
 from model.estimator_outputs import Batch, chosen, joined, predictions_of, rows_in
 from model.estimator_run import (
@@ -240,18 +240,15 @@ class DynamicRnnEstimator(Exports):
     ) -> dict[str, float]:
         """Metrics over all rows, each weighing the same however they are batched; `global_step` among them.
 
-        `steps` stops after so many batches. `metrics` adds the user's by name: functions of (labels, predictions,
-        weights), or objects of torchmetrics. `hooks` are told the number of each batch; `name` and `log_progress`
-        are taken for the original's sake: nothing is written. NotFittedError before the first fit.
+        `steps` stops after so many batches; `feed_fn` gives one batch a call, `steps` times. `metrics` adds the
+        user's by name: functions of (labels, predictions, weights), or objects of torchmetrics. `hooks` are told the
+        number of each batch; `log_progress` logs it, under `name`. NotFittedError before the first fit.
         """
-        if feed_fn is not None:
-            raise ConfigError("feed_fn has nothing to feed here; hand the data over by x or input_fn")
-        if steps is not None and steps < 1:
-            raise ConfigError(f"steps must be at least 1, or None for all rows, but is {steps}")
-        source = self._reader(labelled=True).open(x, y, input_fn, batch_size)
+        source = self._reader(labelled=True).open(x, y, fed(x, input_fn, feed_fn, steps), batch_size)
         learned = self._trained(checkpoint_path)
         network = learned.bundle.network().to(device_of(self._declared.run))
-        batches = hooked(self._evaluation_batches(source, learned, steps), tuple(hooks or ()))
+        told = (*(hooks or ()), *((progress_log(name, steps),) if log_progress else ()))
+        batches = hooked(self._evaluation_batches(source, learned, steps), told)
         return evaluate(network, learned.bundle.label, batches, metrics) | {"global_step": learned.position}
 
     def _evaluation_batches(self, source: Source, learned: Learned, steps: int | None) -> Iterator[SequenceBatch]:

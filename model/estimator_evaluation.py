@@ -6,6 +6,7 @@ input, no files.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from model.labels import FittedLabel, ProblemType
 from model.network import RnnNetwork
 
 Items = dict[str, np.ndarray]
+
+_log = logging.getLogger("dynamic_rnn")
 
 
 def evaluate(
@@ -46,6 +49,33 @@ def evaluate(
         if label.num_classes == 2:
             results["auc"] = area_under_curve(items["labels"], items["positive"], items["weights"])
     return results | {name: _user_metric(metric, items) for name, metric in (metrics or {}).items()}
+
+
+def fed(
+    x: Any, input_fn: Callable[[], Any] | None, feed_fn: Callable[[], Any] | None, steps: int | None
+) -> Callable[[], Any] | None:
+    """The function that gives the batches: input_fn, or feed_fn, which is asked for one batch a step."""
+    if steps is not None and steps < 1:
+        raise ConfigError(f"steps must be at least 1, or None for all rows, but is {steps}")
+    if feed_fn is None:
+        return input_fn
+    if x is not None or input_fn is not None:
+        raise ConfigError("feed_fn gives the batches itself; leave x and input_fn out")
+    if steps is None:
+        raise ConfigError("steps must say how many batches feed_fn is asked for")
+    return feed_fn
+
+
+def progress_log(name: str | None, steps: int | None) -> Callable[[int], object]:
+    """A hook that logs the number of each batch; of about ten of them where their number is known."""
+    what = "evaluation" if name is None else f"evaluation {name}"
+    every = 1 if steps is None else max(1, round(steps / 10))
+
+    def log(number: int) -> None:
+        if number % every == 0 or number == steps:
+            _log.info("%s: batch %d%s", what, number, "" if steps is None else f" of {steps}")
+
+    return log
 
 
 def hooked(batches: Iterator[SequenceBatch], hooks: tuple[Callable[[int], object], ...]) -> Iterator[SequenceBatch]:
