@@ -1,7 +1,7 @@
 """Arrow lists as flat values and offsets, read from the buffers and never through Python objects.
 
-The one place that knows list, large_list and fixed_size_list, chunks, slices and nulls. Knows no columns,
-no torch, no files.
+The one place that knows list, large_list, fixed_size_list and list_view, chunks, slices and nulls, and what number a
+time is. Knows no columns, no torch, no files.
 """
 
 from __future__ import annotations
@@ -26,22 +26,40 @@ class Lists(NamedTuple):
 
 def is_list(arrow_type: pa.DataType) -> bool:
     """Whether a type is one of Arrow's list types."""
-    return bool(
-        pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type)
-    )
+    types = pa.types
+    kinds = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    return any(kind(arrow_type) for kind in kinds)
 
 
 def plain(array: Array) -> Array:
-    """One contiguous array without chunks, dictionary encoding or extension type."""
+    """One contiguous array without chunks, extension type, dictionary or run-end encoding."""
     if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
-        if isinstance(array, pa.ChunkedArray):  # an empty column combines to no chunk at all
-            array = pa.array([], array.type)
+        array = _joined(array)
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
+    if pa.types.is_run_end_encoded(array.type):
+        array = pc.run_end_decode(array)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     return array
+
+
+def _joined(column: Array) -> Array:
+    """The chunks of a column as one array."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    array = _combined(column)
+    if not isinstance(array, pa.ChunkedArray):
+        return array
+    if not len(array):  # an empty column combines to no chunk at all
+        return pa.array([], array.type)
+    return column.cast(
+        pa.large_string()
+    ).combine_chunks()  # more than 2 GiB of text, which one string array cannot hold
+
+
+def _combined(column: Array) -> Array:
+    return column.combine_chunks()
 
 
 def unnest(array: Array, column: str) -> Lists:
@@ -54,7 +72,8 @@ def unnest(array: Array, column: str) -> Lists:
         raise DataError(f"must be a list, but its type is {array.type}", column=column)
     if pa.types.is_fixed_size_list(array.type):
         return _unnest_fixed(array)
-    if array.null_count:
+    views = pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type)
+    if array.null_count or views:  # the lists of a view stand in any order
         lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
         return Lists(plain(array.flatten()), offsets_of(lengths))
     offsets = array.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -91,18 +110,38 @@ def list_lengths(array: Array, column: str) -> np.ndarray:
     return np.diff(unnest(plain(array), column).offsets)
 
 
+_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # a second's parts
+_DAY_SECONDS = 86_400
+
+
 def numbers(array: Array, column: str) -> np.ndarray:
-    """Primitive values to float64, null to NaN; numbers, booleans, decimals and timestamps (their integer value)."""
+    """Primitive values to float64, null to NaN: numbers, booleans, decimals and times.
+
+    Times count in seconds whatever their unit: timestamps and dates since 1970-01-01 00:00 UTC (those without a time
+    zone as if they were UTC), times of day since midnight, durations as they are.
+    """
     kind = array.type
     if pa.types.is_null(kind):
         return np.full(len(array), np.nan)
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_duration(kind):
-        array = array.cast(pa.int64() if kind.bit_width == 64 else pa.int32())
-    elif pa.types.is_boolean(kind):
+    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+        return _seconds(array)
+    if pa.types.is_boolean(kind):
         array = array.cast(pa.int8())
     elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         # Arrow would parse strings that look like numbers, and so let the values decide about the type.
         raise DataError(f"must hold numbers, but its type is {kind}", column=column)
+    return _floats(array)
+
+
+def _seconds(array: Array) -> np.ndarray:
+    kind = array.type
+    counts = _floats(array.cast(pa.int64() if kind.bit_width == 64 else pa.int32()))
+    if pa.types.is_date32(kind):
+        return counts * _DAY_SECONDS
+    return counts / _UNITS["ms" if pa.types.is_date64(kind) else kind.unit]
+
+
+def _floats(array: Array) -> np.ndarray:
     result: np.ndarray = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return result
 

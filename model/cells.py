@@ -210,7 +210,7 @@ class GruResetBeforeCell(Cell):
         gates = torch.addmm(x_B3U[:, :units], state, self.weight_hh[:units].t())
         r, u = torch.sigmoid(gates).chunk(2, 1)
         n = torch.tanh(torch.addmm(x_B3U[:, units:], r * state, self.weight_hh[units:].t()))
-        h = torch.lerp(n, state, u)
+        h = torch.lerp(n.to(state.dtype), state, u.to(state.dtype))  # autocast's products are narrower than the state
         return h, h
 
     def unroll(self, x_BTF: Tensor, lengths_B: Tensor, state: State, *, keep_state: bool) -> tuple[Tensor, State]:

@@ -37,6 +37,7 @@ from model.sources import Identity as Identity
 from model.sources import Key as Key
 from model.sources import Leaf as Leaf
 from model.sources import Numeric as Numeric
+from model.sources import Quantiles as Quantiles
 from model.sources import Source as Source
 from model.sources import Vocabulary as Vocabulary
 from model.sources import Weighted as Weighted
@@ -86,6 +87,15 @@ class ColumnsConfig(Settings):
         sources = (leaf for column in (*self.sequence, *self.context) for leaf in leaves(source_of(column)))
         return frozenset(source.name for source in sources if isinstance(source, Numeric))
 
+    def learned_boundaries(self) -> dict[str, set[int]]:
+        """Where boundaries are quantiles of the training data: numbers of intervals, by data column."""
+        found: dict[str, set[int]] = {}
+        for column in (*self.sequence, *self.context):
+            for bucketized in _bucketized(column):
+                if isinstance(bucketized.boundaries, Quantiles):
+                    found.setdefault(bucketized.source.name, set()).add(bucketized.boundaries.quantiles)
+        return found
+
     def shared_tables(self) -> dict[str, list[Embedding]]:
         """The embeddings of each named table, in input order."""
         tables: dict[str, list[Embedding]] = {}
@@ -102,7 +112,15 @@ def _declared_sources(column: Column) -> Iterator[Source]:
     if isinstance(source, Weighted):
         yield source.source
     if isinstance(source, Crossed):
-        yield from (part.source for part in source.parts if isinstance(part, Bucketized))
+        yield from (part.source for part in _bucketized(column))
+
+
+def _bucketized(column: Column) -> Iterator[Bucketized]:
+    """The column itself if it is one of intervals, or those that it crosses."""
+    if isinstance(column, Bucketized):
+        yield column
+    elif isinstance(source := source_of(column), Crossed):
+        yield from (part for part in source.parts if isinstance(part, Bucketized))
 
 
 def _check_shared(table: str, columns: list[Embedding]) -> None:
@@ -128,11 +146,13 @@ def column_name(column: Column) -> str:
 
 def needs_training_data(columns: ColumnsConfig) -> list[str]:
     """What of the columns is learned from all training rows, for messages; empty where nothing is."""
-    found = []
+    found, quantiles = [], columns.learned_boundaries()
     for column in (*columns.sequence, *columns.context):
         for source in leaves(source_of(column)):
             if isinstance(source, Vocabulary) and source.learned:
                 found.append(f"the keys of {source.name!r}")
             if isinstance(source, Numeric) and (source.normalizer in ("zscore", "minmax") or source.missing == "mean"):
                 found.append(f"the normalizer of {source.name!r}")
+            if source.name in quantiles and isinstance(source, Numeric):
+                found.append(f"the boundaries of {source.name!r}")
     return list(dict.fromkeys(found))

@@ -23,7 +23,7 @@ from model.labels import FittedLabel
 from model.parquet import find_fragments, read_fragment
 from model.plan import DataIndex, Fragment, Plan
 from model.rows import EncodedRows, FittedColumns, concat, encode_rows, padding_lookups
-from model.scan import FragmentScan, needs_label_values, read_columns, scan_table
+from model.scan import FragmentScan, needs_label_values, optional_columns, read_columns, scan_table
 from model.state import StateSpec
 
 TABLE_BATCH = 32  # rows of a batch where a table or a path comes without batch_size
@@ -66,7 +66,7 @@ class Dataset:
         try:
             return scan_table(part.table, config, None, fit=fit, place=fragment.file)
         except DataError as error:
-            raise error.located(file=fragment.file or None) from error.__cause__
+            raise error.located(file=fragment.file or None, first_row=fragment.first_row or 0) from error.__cause__
 
     def encode(self, encoder: Encoder) -> EncodedRows:
         """All rows."""
@@ -156,17 +156,14 @@ class Reader:
         if isinstance(x, str | os.PathLike):
             if y is not None:
                 raise ConfigError("y must be left out for a path; its files hold the label column")
-            fragments = find_fragments(x, read_columns(self.config, labelled=self.labelled))
-            parts = [self.rows(read_fragment(each, self._names(each)), None) for each in fragments]
+            fragments, names = path_fragments(x, self.config, labelled=self.labelled)
+            parts = [self.rows(read_fragment(each, names[each.file]), None) for each in fragments]
             return Dataset(parts, _recounted(fragments, parts), batch_size or TABLE_BATCH)
         rows = self.rows(x, y)
         if not rows.table.num_rows:
             raise DataError("must hold at least one row, but holds none")
         fragments = [Fragment("", 0, rows.table.num_rows)]
         return Dataset([rows], fragments, batch_size or (TABLE_BATCH if is_table(x) else None))
-
-    def _names(self, fragment: Fragment) -> list[str]:
-        return names_to_read(fragment.file, self.config, labelled=self.labelled)
 
     def _again(self, first: Any, input_fn: Callable[[], Any]) -> Callable[[], Iterator[Rows]]:
         def batches() -> Iterator[Rows]:
@@ -184,11 +181,8 @@ def prediction_rows(
     check_exclusive(x, None, input_fn, None)
     produced = x if input_fn is None else input_fn()
     if isinstance(produced, str | os.PathLike):
-        fragments = find_fragments(produced, read_columns(reader.config, labelled=False))
-        names = [names_to_read(each.file, reader.config, labelled=False) for each in fragments]
-        parts: Iterator[Rows] = (
-            reader.rows(read_fragment(f, columns), None) for f, columns in zip(fragments, names, strict=True)
-        )
+        fragments, names = path_fragments(produced, reader.config, labelled=False)
+        parts: Iterator[Rows] = (reader.rows(read_fragment(each, names[each.file]), None) for each in fragments)
     elif is_features(produced) or _is_batch(produced):
         parts = iter([reader.rows(*_pair(produced))])
     elif isinstance(produced, Iterable):
@@ -206,14 +200,23 @@ def _sliced(parts: Iterator[Rows], count: int) -> Iterator[Rows]:
             yield rows.slice(start, count)
 
 
-def names_to_read(file: str, config: ModelConfig, *, labelled: bool) -> list[str]:
-    """The columns of a file that a model reads: inputs, label and weight where needed, and states it may hold."""
+def path_fragments(
+    path: str | os.PathLike[str], config: ModelConfig, *, labelled: bool
+) -> tuple[list[Fragment], dict[str, list[str]]]:
+    """The row groups under a path, and the columns that are read of each file.
+
+    These are the model's inputs, label and weight where needed, and the states that the file may hold.
+    """
     from model.parquet import read_footer
     from model.state import STATE_PREFIX
 
     names = read_columns(config, labelled=labelled)
-    held = read_footer(file).schema.to_arrow_schema().names
-    return names + [name for name in held if name.startswith(f"{STATE_PREFIX}_") and name not in names]
+    fragments = find_fragments(path, names, optional=optional_columns(config))
+    columns = {}
+    for file in dict.fromkeys(fragment.file for fragment in fragments):
+        held = read_footer(file).schema.to_arrow_schema().names
+        columns[file] = names + [name for name in held if name.startswith(f"{STATE_PREFIX}_") and name not in names]
+    return fragments, columns
 
 
 def check_exclusive(x: Any, y: Any, input_fn: Any, batch_size: int | None) -> None:
@@ -249,8 +252,11 @@ def fit_needs_a_dataset(config: ModelConfig) -> list[str]:
 
 
 def _recounted(fragments: list[Fragment], parts: list[Rows]) -> list[Fragment]:
-    """Fragments with the rows that feature engineering left."""
-    return [Fragment(f.file, f.row_group, part.table.num_rows) for f, part in zip(fragments, parts, strict=True)]
+    """Fragments with the rows that feature engineering left; where their number changed, their place is unknown."""
+    counts = [part.table.num_rows for part in parts]
+    return [
+        f if f.rows == rows else Fragment(f.file, f.row_group, rows) for f, rows in zip(fragments, counts, strict=True)
+    ]
 
 
 def _is_batch(value: Any) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from model.errors import ConfigError
 from model.registry import normalizer_name
 from model.representations import Combiner, Embedding, OneHot
-from model.sources import Bucketized, Crossed, HashBucket, Identity, Key, Numeric, Vocabulary, Weighted
+from model.sources import Bucketized, Crossed, HashBucket, Identity, Key, Numeric, Quantiles, Vocabulary, Weighted
 
 SparseColumn = Vocabulary | Identity | HashBucket
 
@@ -30,21 +31,44 @@ def real_valued_column(
     )
 
 
-def bucketized_column(source_column: Numeric, boundaries: Sequence[float]) -> Bucketized:
-    """One-hot of the interval each number of `source_column` falls into."""
+def bucketized_column(
+    source_column: Numeric, boundaries: Sequence[float] | None = None, *, quantiles: int | None = None
+) -> Bucketized:
+    """One-hot of the interval each number of `source_column` falls into.
+
+    `quantiles` in place of boundaries learns them: so many intervals of like count in the training data.
+    """
+    if quantiles is not None and boundaries is None:
+        return Bucketized(source=source_column, boundaries=Quantiles(quantiles=quantiles))
+    if boundaries is None or quantiles is not None:
+        found = "both" if boundaries is not None else "neither"
+        raise ConfigError(f"bucketized_column needs boundaries or quantiles, one of the two, but has {found}")
     return Bucketized(source=source_column, boundaries=tuple(boundaries))
 
 
-def sparse_column_with_keys(column_name: str, keys: Sequence[Key]) -> Vocabulary:
-    """Ids by position in `keys`; a value outside them is dropped, as the original's default −1."""
-    return Vocabulary(name=column_name, keys=tuple(keys), oov_buckets=0)
+def sparse_column_with_keys(column_name: str, keys: Sequence[Key], default_value: int = -1) -> Vocabulary:
+    """Ids by position in `keys`; a value outside them gets the id `default_value`, or is dropped where that is −1."""
+    return Vocabulary(name=column_name, keys=tuple(keys), oov_buckets=0, default_value=default_value)
 
 
 def sparse_column_with_vocabulary_file(
-    column_name: str, vocabulary_file: str, num_oov_buckets: int = 0, vocab_size: int | None = None
+    column_name: str,
+    vocabulary_file: str,
+    num_oov_buckets: int = 0,
+    vocab_size: int | None = None,
+    default_value: int = -1,
 ) -> Vocabulary:
-    """Ids by line of a file, of its first `vocab_size` lines if given; other values are hashed into the OOV buckets."""
-    return Vocabulary(name=column_name, file=str(vocabulary_file), max_keys=vocab_size, oov_buckets=num_oov_buckets)
+    """Ids by line of a file, of its first `vocab_size` lines if given; other values are hashed into the OOV buckets.
+
+    Without OOV buckets they get the id `default_value`, or are dropped where that is −1.
+    """
+    return Vocabulary(
+        name=column_name,
+        file=str(vocabulary_file),
+        max_keys=vocab_size,
+        oov_buckets=num_oov_buckets,
+        default_value=default_value,
+    )
 
 
 def sparse_column_with_hash_bucket(column_name: str, hash_bucket_size: int) -> HashBucket:
@@ -63,9 +87,12 @@ def weighted_sparse_column(sparse_id_column: SparseColumn, weight_column_name: s
 
 
 def crossed_column(
-    columns: Sequence[SparseColumn | Bucketized], hash_bucket_size: int, hash_key: int | None = None
+    columns: Sequence[SparseColumn | Bucketized | Crossed], hash_bucket_size: int, hash_key: int | None = None
 ) -> Crossed:
-    """Every combination of the columns' values, hashed into `hash_bucket_size` ids, with the original's hash."""
+    """Every combination of the columns' values, hashed into `hash_bucket_size` ids, with the original's hash.
+
+    A crossed column among `columns` stands for the columns that it crosses.
+    """
     return Crossed(sources=tuple(columns), buckets=hash_bucket_size, hash_key=hash_key)
 
 

@@ -19,12 +19,16 @@ from model.stats import keys_of
 
 
 class FittedVocabulary(Settings):
-    """Ids by position in `keys`; unknown values are hashed into the OOV buckets behind, or are nothing without them."""
+    """Ids by position in `keys`; unknown values are hashed into the OOV buckets behind.
+
+    Without OOV buckets they have the id `default_value`, −1 being nothing.
+    """
 
     type: Literal["vocabulary"] = "vocabulary"
     name: str
     keys: tuple[Key, ...]
     oov_buckets: int = 1
+    default_value: int = MISSING_ID
     several: bool = False
 
     @property
@@ -62,15 +66,15 @@ class FittedVocabulary(Settings):
             )
         ids = self._lookup(keys)
         unknown = ids < 0
-        if self.oov_buckets and unknown.any():
+        if (self.oov_buckets or self.default_value >= 0) and unknown.any():
             valid = keys.is_valid().to_numpy(zero_copy_only=False)
-            self._into_buckets(ids, unknown & valid, keys)
+            self._give_ids(ids, unknown & valid, keys)
         return Encoded(ids, offsets)
 
-    def _into_buckets(self, ids: np.ndarray, unknown: np.ndarray, keys: Array) -> None:
-        """Gives unknown keys their OOV ids, in place."""
-        if self.oov_buckets == 1:
-            ids[unknown] = len(self.keys)
+    def _give_ids(self, ids: np.ndarray, unknown: np.ndarray, keys: Array) -> None:
+        """Gives unknown keys their ids, in place."""
+        if self.oov_buckets < 2:
+            ids[unknown] = len(self.keys) if self.oov_buckets else self.default_value
         else:
             hashes = fingerprints(keys.filter(pa.array(unknown)))
             ids[unknown] = len(self.keys) + buckets_of(hashes, self.oov_buckets)
@@ -78,7 +82,7 @@ class FittedVocabulary(Settings):
     def unknown_id(self, key: Key) -> int:
         """The id of a key that is not in the vocabulary."""
         if self.oov_buckets < 2:
-            return len(self.keys) if self.oov_buckets else MISSING_ID
+            return len(self.keys) if self.oov_buckets else self.default_value
         return len(self.keys) + fingerprint(key) % self.oov_buckets
 
     def _lookup(self, keys: Array) -> np.ndarray:

@@ -6,21 +6,24 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from model import compute as pc
 from model.arrow_lists import Array, as_float32, is_list, plain, unnest
-from model.columns import Numeric
+from model.columns import Numeric, Quantiles
 from model.encoded import Encoded
-from model.errors import ConfigError, DataError
+from model.errors import DataError
+from model.quantiles import QuantileSketch
 from model.registry import registered_normalizer
 from model.settings import Settings
-from model.stats import ColumnStats, matrix_of, numeric_stats
+from model.stats import ColumnStats, applied, matrix_of, numeric_stats
 
 
 class FittedNumeric(Settings):
     """value → (value − shift) · scale after an optional log1p or function; a null becomes `fill` before that.
 
-    With `indicator`, as many features follow the values: 1 where a null was, else 0.
+    With `indicator`, as many features follow the values: 1 where a null was, else 0. `boundaries` are those that were
+    learned for intervals over this column, by how many were asked for.
     """
 
     type: Literal["numeric"] = "numeric"
@@ -32,6 +35,7 @@ class FittedNumeric(Settings):
     scale: tuple[float, ...] | None = None
     function: str | None = None
     indicator: bool = False
+    boundaries: dict[str, tuple[float, ...]] = Field({})
 
     def model_post_init(self, _context: object) -> None:
         if self.function is not None:
@@ -110,21 +114,23 @@ class FittedNumeric(Settings):
                 raise DataError("log1p needs values above -1, but an entry is not", row=row, column=self.name)
             matrix = np.log1p(matrix)
         if self.function is not None:
-            matrix = self._applied(self.function, matrix)
+            matrix = applied(self.function, self.name, matrix)
         if self.shift is not None and self.scale is not None:
             matrix = (matrix - self.shift) * self.scale
         return as_float32(matrix)
 
-    def _applied(self, name: str, matrix: np.ndarray) -> np.ndarray:
-        function = registered_normalizer(name)
-        assert function is not None, "built-in normalizers are fields, not functions"
-        found: np.ndarray = np.asarray(function(matrix), np.float64)
-        if found.shape != matrix.shape:
-            raise ConfigError(
-                f"column {self.name!r}: normalizer {name!r} must return an array of shape {matrix.shape}, as it was "
-                f"given, but returned {found.shape}"
-            )
-        return np.where(np.isfinite(matrix), found, matrix)  # what is missing or bad stays so
+    def normalize_one(self, values: np.ndarray) -> np.ndarray:
+        """`normalize` for single values, float64 [n] to float32 [n]."""
+        return self.normalize(values[:, None])[:, 0]
+
+    def edges(self, boundaries: tuple[float, ...] | Quantiles) -> tuple[float, ...]:
+        """Boundaries as declared, or as learned."""
+        return self.boundaries[str(boundaries.quantiles)] if isinstance(boundaries, Quantiles) else boundaries
+
+    def component(self, place: int) -> FittedNumeric:
+        """How one of the values of a vector is normalised, on what a function has made of it already."""
+        shift, scale = (None if each is None else (each[place],) for each in (self.shift, self.scale))
+        return self.model_copy(update={"dimension": 1, "shift": shift, "scale": scale, "function": None})
 
 
 def fit_numeric(source: Numeric, stats: ColumnStats) -> FittedNumeric:
@@ -155,6 +161,18 @@ def fit_numeric(source: Numeric, stats: ColumnStats) -> FittedNumeric:
         function=source.function,
         indicator=source.indicator,
     )
+
+
+def learned_edges(fitted: FittedNumeric, stats: ColumnStats, intervals: int) -> tuple[float, ...]:
+    """Boundaries between so many intervals of like count, as the fitted column gives values: float32, rising.
+
+    There are fewer where edges coincide, and none for a column whose values are all equal or all missing.
+    """
+    total = QuantileSketch()
+    for place, sketch in enumerate(stats.sketches):
+        total = total.merge(sketch.mapped(fitted.component(place).normalize_one))
+    edges = total.edges(intervals)
+    return tuple(edges[np.isfinite(edges)].tolist())
 
 
 def _normalizer(source: Numeric, stats: ColumnStats) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:

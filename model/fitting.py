@@ -15,7 +15,20 @@ import numpy as np
 from pydantic import Field
 
 from model.arrow_lists import owner
-from model.columns import Crossed, HashBucket, Identity, Key, Leaf, Numeric, Source, Vocabulary, Weighted, source_key
+from model.columns import (
+    ColumnsConfig,
+    Crossed,
+    HashBucket,
+    Identity,
+    Key,
+    Leaf,
+    Numeric,
+    Quantiles,
+    Source,
+    Vocabulary,
+    Weighted,
+    source_key,
+)
 from model.encoded import MISSING_ID as MISSING_ID
 from model.encoded import Encoded as Encoded
 from model.errors import DataError
@@ -26,8 +39,8 @@ from model.fitted_joined import FittedCrossed as FittedCrossed
 from model.fitted_joined import FittedIntervals, FittedRaw
 from model.fitted_joined import FittedWeighted as FittedWeighted
 from model.fitted_numbers import FittedNumeric as FittedNumeric
-from model.fitted_numbers import fit_numeric
-from model.sources import Bucketized, raw_leaf
+from model.fitted_numbers import fit_numeric, learned_edges
+from model.sources import Bucketized, Part, raw_leaf
 from model.stats import ColumnStats
 from model.vocabulary_file import file_keys
 
@@ -47,14 +60,28 @@ def fit_declared(source: Source, stats: Mapping[str, ColumnStats]) -> FittedLeaf
     return fit_source(source, stats[source_key(source)])
 
 
-def _fit_part(
-    part: Vocabulary | Identity | HashBucket | Bucketized, stats: Mapping[str, ColumnStats]
-) -> FittedRaw | FittedIntervals:
+def _fit_part(part: Part, stats: Mapping[str, ColumnStats]) -> FittedRaw | FittedIntervals:
     if isinstance(part, Bucketized):
-        numbers = fit_numeric(part.source, stats[source_key(part.source)])
-        return FittedIntervals(source=numbers, boundaries=part.boundaries)
+        seen = stats[source_key(part.source)]
+        numbers, boundaries = fit_numeric(part.source, seen), part.boundaries
+        if isinstance(boundaries, Quantiles):
+            boundaries = learned_edges(numbers, seen, boundaries.quantiles)
+        return FittedIntervals(source=numbers, boundaries=boundaries)
     seen = stats[source_key(raw_leaf(part))]
     return FittedRaw(name=part.name, several=seen.several, integers=seen.integers)
+
+
+def with_boundaries(
+    columns: ColumnsConfig, fitted: Mapping[str, Fitted], stats: Mapping[str, ColumnStats]
+) -> dict[str, Fitted]:
+    """The fitted sources with the boundaries that columns of intervals over them have learned."""
+    found = dict(fitted)
+    for name, wanted in columns.learned_boundaries().items():
+        key = f"numeric:{name}"
+        if isinstance(numbers := fitted.get(key), FittedNumeric):  # a cross keeps its own
+            learned = {str(count): learned_edges(numbers, stats[key], count) for count in sorted(wanted)}
+            found[key] = numbers.model_copy(update={"boundaries": learned})
+    return found
 
 
 def fit_source(source: Leaf, stats: ColumnStats) -> FittedLeaf:
@@ -73,7 +100,19 @@ def fit_source(source: Leaf, stats: ColumnStats) -> FittedLeaf:
         raise DataError(
             "must hold at least one value to learn a vocabulary from, but it holds none", column=source.name
         )
-    return FittedVocabulary(name=source.name, keys=keys, oov_buckets=source.oov_buckets, several=stats.several)
+    if source.default_value >= len(keys):
+        raise DataError(
+            f"default_value must be the id of a key, and the vocabulary has {len(keys)} keys, but it is "
+            f"{source.default_value}; lower it, or set it to -1 to drop unknown values",
+            column=source.name,
+        )
+    return FittedVocabulary(
+        name=source.name,
+        keys=keys,
+        oov_buckets=source.oov_buckets,
+        default_value=source.default_value,
+        several=stats.several,
+    )
 
 
 def _vocabulary_keys(source: Vocabulary, stats: ColumnStats) -> tuple[Key, ...]:

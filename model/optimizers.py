@@ -24,6 +24,7 @@ from model.train_config import StepConfig as StepConfig
 
 Tensor = torch.Tensor
 Slots = dict[str, Tensor]
+VOTES = 2
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Segment:
 class FlatParameters:
     """A network's trainable parameters as views of one vector, and their gradients as views of another.
 
-    `buffer` holds, one behind the other: the gradients, a mark for each table row (> 0: looked up), and the sums
-    of losses and weights. It is all that workers add up.
+    `buffer` holds, one behind the other: the gradients, a mark for each table row (> 0: looked up), the sums of losses
+    and weights, and the workers' votes. It is all that workers add up.
     """
 
     def __init__(self, network: RnnNetwork) -> None:
@@ -62,7 +63,7 @@ class FlatParameters:
             mark += len(parameter) if table else 0
         self.size = total
         self.weights = torch.cat([parameter.detach().reshape(-1) for _, parameter in named])
-        self.buffer = self.weights.new_zeros(mark + 2)
+        self.buffer = self.weights.new_zeros(mark + 2 + VOTES)
         self.parameters = dict(named)
         for segment, (_, parameter) in zip(self.segments, named, strict=True):
             parameter.data = self.weights[segment.start : segment.stop].view(segment.shape)
@@ -76,7 +77,12 @@ class FlatParameters:
     @property
     def sums(self) -> Tensor:
         """[loss sum, weight sum] of the step."""
-        return self.buffer[-2:]
+        return self.buffer[-2 - VOTES : -VOTES]
+
+    @property
+    def votes(self) -> Tensor:
+        """What workers tell each other beside the step, added up with it."""
+        return self.buffer[-VOTES:]
 
     def mark(self, name: str, ids: Tensor) -> None:
         """Marks rows of table `name` as looked up; −1 is nothing."""

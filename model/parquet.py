@@ -5,36 +5,161 @@ Knows no Ray: the data tasks of a cluster and the estimator on one machine call 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from model.drift import Agreement
 from model.errors import DataError
-from model.plan import Fragment
+from model.filter_arrow import kept_row_groups
+from model.filters import Filter
+from model.partitions import Partitions, partitions_of
+from model.plan import Fragment, PartitionValue
 from model.settings import did_you_mean
 from model.storage import PathLike, find_files, resolve
 
 if TYPE_CHECKING:  # loaded by the functions that use it: a quarter of what `from model import …` would take
     import pyarrow.parquet as pq
 
+# Of the classes that libraries have registered for types of theirs, such as Ray for its tensors.
+_EXTENSION_FAULTS = (ValueError, TypeError, KeyError, IndexError, AttributeError)
+FOOTER_THREADS = 16  # footers wait for disks and networks rather than for processors
 
-def find_fragments(path: PathLike, columns: Sequence[str]) -> list[Fragment]:
+
+@dataclass(frozen=True)
+class Found:
+    """The row groups under a path, and what a filter left out unread: whole files by their paths, and rows."""
+
+    fragments: list[Fragment]
+    excluded_files: int = 0
+    excluded_rows: int = 0
+
+
+def find_fragments(
+    path: PathLike, columns: Sequence[str], *, optional: Sequence[str] = (), where: Filter | None = None
+) -> list[Fragment]:
+    """The non-empty row groups of all files under `path`, in (file, row group) order; see `find`."""
+    return find(path, columns, optional=optional, where=where).fragments
+
+
+def find(path: PathLike, columns: Sequence[str], *, optional: Sequence[str] = (), where: Filter | None = None) -> Found:
     """The non-empty row groups of all files under `path`, in (file, row group) order.
 
-    Every footer is read first, so that a damaged file or a missing column is told before anything is computed.
+    Every footer is read first, so that a damaged file, a missing column or files that contradict each other are told
+    before anything is computed. Columns may stand in the files or in their paths (`model.partitions`); those that are
+    `optional` may be missing in some files, but not in all. Of the files and row groups that `where` excludes by paths
+    and statistics, nothing more is read.
     """
-    fragments = []
-    for file in find_files(path):
-        metadata = read_footer(file, columns)
-        fragments += [
-            Fragment(file, group, metadata.row_group(group).num_rows)
-            for group in range(metadata.num_row_groups)
-            if metadata.row_group(group).num_rows
-        ]
+    files = find_files(path)
+    parts = partitions_of(path, files)
+    if where is not None:
+        kept = [not where.excludes(part.inner) for part in parts]
+        parts = [part for part, keep in zip(parts, kept, strict=True) if keep]
+        excluded, files = kept.count(False), [file for file, keep in zip(files, kept, strict=True) if keep]
+    else:
+        excluded = 0
+    needed = list(dict.fromkeys([*columns, *(where.columns if where is not None else ())]))
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        footers = list(threads.map(_footer_of, files, parts, repeat(where)))
+    _check_columns(footers, needed, optional)
+    fragments = [fragment for footer in footers for fragment in _fragments(footer, needed)]
+    rows = sum(sum(footer.rows) for footer in footers)
     if not fragments:
-        raise DataError("must hold at least one row, but all its files are empty", file=str(path))
-    return fragments
+        raise _nothing_left(path, where, excluded=bool(rows or excluded))
+    return Found(fragments, excluded, rows - sum(fragment.rows for fragment in fragments))
+
+
+def _nothing_left(path: PathLike, where: Filter | None, *, excluded: bool) -> DataError:
+    if where is not None and excluded:
+        return DataError(
+            f"must hold at least one row that the filter {where.text!r} keeps, but no file or row group can hold one",
+            file=str(path),
+        )
+    return DataError("must hold at least one row, but all its files are empty", file=str(path))
+
+
+@dataclass(frozen=True)
+class _Footer:
+    """What is kept of one file's footer."""
+
+    file: str
+    schema: pa.Schema
+    rows: list[int]  # of each row group
+    partitions: dict[str, PartitionValue]
+    kept: set[int] | None  # row groups that a filter may keep; None: all
+
+    @property
+    def names(self) -> list[str]:
+        """The columns the file gives, its path's among them."""
+        return list(dict.fromkeys([*self.schema.names, *self.partitions]))
+
+    def types(self, names: Sequence[str]) -> dict[str, pa.DataType]:
+        """Their types, as far as the file gives them."""
+        found = {name: self.schema.field(name).type for name in names if name in self.schema.names}
+        return found | {name: _partition_type(self.partitions[name]) for name in names if name in self.partitions}
+
+
+def _footer_of(file: str, parts: Partitions, where: Filter | None) -> _Footer:
+    metadata = read_footer(file)
+    schema = metadata.schema.to_arrow_schema()
+    partitions = parts.beside(schema.names)
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    footer = _Footer(file, schema, rows, partitions, None)
+    if where is None or any(name not in footer.names for name in where.columns):  # a missing one is told later
+        return footer
+    _refuse_repeated(footer, where.columns)
+    if where.excludes(partitions):
+        return _Footer(file, schema, rows, partitions, set())
+    filesystem, inner = resolve(file)
+    types = footer.types(where.columns)
+    try:
+        groups = kept_row_groups(where, filesystem, inner, types, partitions)
+    except DataError as error:
+        raise error.located(file=file) from error.__cause__
+    return _Footer(file, schema, rows, partitions, groups)
+
+
+def _check_columns(footers: Sequence[_Footer], needed: Sequence[str], optional: Sequence[str]) -> None:
+    agreement = Agreement()
+    for footer in footers:
+        _refuse_repeated(footer, needed)
+        for name in needed:
+            if name not in footer.names and name not in optional:
+                raise _missing(footer, name)
+        agreement.add(footer.types(needed), footer.file)
+    for name in needed:
+        if footers and name not in agreement.names:
+            raise _missing(footers[0], name)
+
+
+def _missing(footer: _Footer, name: str) -> DataError:
+    return DataError(
+        f"is not in the file{did_you_mean(name, footer.names)}; its columns are {', '.join(footer.names)}",
+        file=footer.file,
+        column=name,
+    )
+
+
+def _refuse_repeated(footer: _Footer, needed: Sequence[str]) -> None:
+    for name in needed:
+        if footer.schema.names.count(name) > 1:
+            raise DataError(
+                "stands more than once in the file; write it again with a name for each", file=footer.file, column=name
+            )
+
+
+def _fragments(footer: _Footer, needed: Sequence[str]) -> Iterator[Fragment]:
+    given = tuple(footer.partitions.items())
+    absent = tuple(name for name in needed if name not in footer.names)
+    first = 0
+    for group, rows in enumerate(footer.rows):
+        if rows and (footer.kept is None or group in footer.kept):
+            yield Fragment(footer.file, group, rows, first, given, absent)
+        first += rows
 
 
 def read_footer(file: str, columns: Sequence[str] = ()) -> pq.FileMetaData:
@@ -44,7 +169,7 @@ def read_footer(file: str, columns: Sequence[str] = ()) -> pq.FileMetaData:
     filesystem, inner = resolve(file)
     try:
         metadata = pq.read_metadata(inner, filesystem=filesystem)
-        names = metadata.schema.to_arrow_schema().names
+        schema = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"must be a whole Parquet file, but its footer cannot be read ({first_line(error)}); write it again or "
@@ -53,29 +178,94 @@ def read_footer(file: str, columns: Sequence[str] = ()) -> pq.FileMetaData:
         ) from error
     except OSError as error:
         raise DataError(f"cannot be read: {first_line(error)}", file=file) from error
+    except _EXTENSION_FAULTS as error:
+        raise _strange_extension(file) from error
     for name in columns:
-        if name not in names:
-            raise DataError(
-                f"is not in the file{did_you_mean(name, names)}; its columns are {', '.join(names)}",
-                file=file,
-                column=name,
-            )
+        if name not in schema.names:
+            raise _missing(_Footer(file, schema, [], {}, None), name)
     return metadata
 
 
 def read_fragment(fragment: Fragment, columns: Sequence[str]) -> pa.Table:
-    """One row group's columns; DataError when its pages cannot be decoded."""
+    """One row group's columns, those from its path and absent ones (nulls) among them; names it has not are left out.
+
+    DataError when its pages cannot be decoded.
+    """
+    return with_path_columns(_read(fragment, columns_in_file(fragment, columns)), fragment, columns)
+
+
+def read_whole_fragment(fragment: Fragment) -> pa.Table:
+    """One row group with all columns of the file, and those from its path. DataError as `read_fragment`."""
+    table = _read(fragment, None)
+    given = [name for name, _ in fragment.partitions]
+    kept = [place for place, name in enumerate(table.column_names) if name not in given]
+    return with_path_columns(table.select(kept), fragment, given)
+
+
+def columns_in_file(fragment: Fragment, columns: Sequence[str]) -> list[str]:
+    """Those of the columns that are read from the fragment's file, each once."""
+    elsewhere = {*dict(fragment.partitions), *fragment.absent}
+    return [name for name in dict.fromkeys(columns) if name not in elsewhere]
+
+
+def with_path_columns(table: pa.Table, fragment: Fragment, columns: Sequence[str]) -> pa.Table:
+    """Rows of a fragment with those of the columns that stand in its path, or are absent, beside what was read."""
+    given = dict(fragment.partitions)
+    for name in dict.fromkeys(columns):
+        if name in given or name in fragment.absent:
+            value = given.get(name)
+            rows = table.num_rows if table.num_columns else fragment.rows
+            column = pa.nulls(rows) if value is None else pa.repeat(pa.scalar(value, _partition_type(value)), rows)
+            table = table.append_column(name, column) if table.num_columns else pa.table({name: column})
+    return table
+
+
+def _read(fragment: Fragment, columns: Sequence[str] | None) -> pa.Table:
     import pyarrow.parquet as pq
 
     filesystem, inner = resolve(fragment.file)
     try:
         with pq.ParquetFile(inner, filesystem=filesystem) as reader:
-            return reader.read_row_group(fragment.row_group, columns=list(dict.fromkeys(columns)), use_threads=False)
+            return reader.read_row_group(fragment.row_group, columns=columns, use_threads=False)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"row group {fragment.row_group} cannot be decoded ({first_line(error)}); write or remove the file",
             file=fragment.file,
         ) from error
+    except _EXTENSION_FAULTS as error:
+        raise _strange_extension(fragment.file) from error
+
+
+def _strange_extension(file: str) -> DataError:
+    """Whoever registered the type has refused it: Ray its tensors, say, whose shape is a pickle."""
+    return DataError(
+        "its schema names an Arrow extension type that cannot be read (nothing in a file is ever run); write it again "
+        "with plain types",
+        file=file,
+    )
+
+
+def is_stored(fragment: Fragment) -> bool:
+    """Whether the bytes of a row group can be fetched: if so and it cannot be decoded, it is damaged for good."""
+    import pyarrow.parquet as pq
+
+    filesystem, inner = resolve(fragment.file)
+    try:
+        with filesystem.open_input_file(inner) as stream:
+            group = pq.read_metadata(stream).row_group(fragment.row_group)
+            for number in range(group.num_columns):
+                chunk = group.column(number)
+                start = chunk.data_page_offset if chunk.dictionary_page_offset is None else chunk.dictionary_page_offset
+                stream.read_at(min(chunk.total_compressed_size, stream.size()), start)
+    except (pa.ArrowException, OSError):
+        return False
+    return True
+
+
+def _partition_type(value: PartitionValue) -> pa.DataType:
+    if value is None:
+        return pa.null()
+    return pa.int64() if isinstance(value, int) else pa.string()
 
 
 def first_line(error: BaseException) -> str:

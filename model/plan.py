@@ -1,30 +1,58 @@
 """The plan: which rows form global batch k of epoch e, as a pure function of (seed, epoch, data). Nothing dynamic.
 
 An epoch puts the fragments (row groups) in a seeded order and groups them into windows of at least
-`window_batches` batches. In a window, rows are shuffled, sorted by length and cut into batches, whose order is
-shuffled again: batches hold rows of like length, so little is padded. Batches are cut from the concatenated
-windows, so each is exact but the epoch's last; a batch on the border of two windows takes the longest rows of
-both. Rank r computes a fixed slice of each batch. Knows no files, no torch, no Ray: numpy only.
+`window_batches` batches. In a window, rows are shuffled, sorted by about their length and cut into batches, whose
+order is shuffled again (`model.bucketing`): batches hold rows of like length, so little is padded. Batches of a fixed
+number of rows are cut from the concatenated windows, so each is exact but the epoch's last; a batch on the border of
+two windows takes the longest rows of both. Batches of a bounded number of padded steps are cut window by window. Rank
+r computes a fixed slice of each batch. Knows no files, no torch, no Ray: numpy only.
 """
 
 from __future__ import annotations
 
+import json
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from model.bucketing import by_length, cut_by_rows, cut_by_steps
+
 _FRAGMENTS, _ROWS = 1, 2  # what a random stream is for
+
+
+PartitionValue = str | int | None
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """One row group of one file."""
+    """One row group of one file: plain data that travels as JSON (`to_json`).
+
+    `first_row` is the number in the file of its row 0 (None: unknown). `partitions` are the columns that stand in the
+    file's path (`year=2024/`) and not in the file; `absent` are optional columns that are in neither: nulls.
+    """
 
     file: str
     row_group: int
     rows: int
+    first_row: int | None = None
+    partitions: tuple[tuple[str, PartitionValue], ...] = ()
+    absent: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:  # JSON brings lists
+        object.__setattr__(self, "partitions", tuple((name, value) for name, value in self.partitions))
+        object.__setattr__(self, "absent", tuple(self.absent))
+
+    def to_json(self) -> str:
+        """One string that travels."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Fragment:
+        """The fragment of `to_json`."""
+        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True)
@@ -56,6 +84,12 @@ class DataIndex:
         before = np.concatenate([[0], np.cumsum(self.selected, dtype=np.int64)])
         return np.asarray(np.diff(before[self.starts]))
 
+    @cached_property
+    def step_counts(self) -> np.ndarray:
+        """Real steps of each fragment's (selected) rows; a row of length 0 counts as one."""
+        lengths = (self.lengths[self.fragment_rows(fragment)] for fragment in range(len(self.fragments)))
+        return np.array([int(np.maximum(part, 1).sum(dtype=np.int64)) for part in lengths], np.int64)
+
     @property
     def rows(self) -> int:
         """(Selected) rows in all fragments."""
@@ -79,92 +113,173 @@ class Piece:
 
 @dataclass(frozen=True)
 class Plan:
-    """Batches of `batch_sequences` rows over `index`. Without `shuffle` (evaluation) the fragments keep their order."""
+    """Batches over `index`: of `batch_sequences` rows, or (one of the two is None) of so many rows that rows × longest
+    is at most `batch_padded_steps`. Without `shuffle` (evaluation) all epochs are alike and fragments keep their order.
+
+    A step is a batch, counted over all epochs. With `batch_sequences` every epoch has as many; with
+    `batch_padded_steps` their number differs a little, and an epoch's is known once its batches have been cut.
+    """
 
     index: DataIndex
-    batch_sequences: int
+    batch_sequences: int | None
     seed: int = 0
     window_batches: int = 64
     shuffle: bool = True
+    batch_padded_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.batch_sequences is None) != (self.batch_padded_steps is None), "one bounds a batch, not both"
+
+    # Steps and epochs ---------------------------------------------------------------------------------------------
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of one epoch; the last may be short."""
-        return -(-self.index.rows // self.batch_sequences)
+        """Batches of the first epoch, and about as many as in every other; see `steps_of`."""
+        return self.steps_of(0)
+
+    def steps_of(self, epoch: int) -> int:
+        """Batches of an epoch."""
+        return len(self.ends(epoch))
+
+    def first_step(self, epoch: int) -> int:
+        """The step that an epoch begins with: as many as all epochs before it have."""
+        if self._alike:
+            return epoch * self.steps_per_epoch
+        return self._epoch_starts(epochs=epoch)[epoch]
+
+    def place(self, step: int) -> tuple[int, int]:
+        """The epoch that a step belongs to, and its number in that epoch."""
+        if self._alike:
+            return divmod(step, self.steps_per_epoch)
+        starts = self._epoch_starts(step=step)
+        epoch = bisect_right(starts, step) - 1
+        return epoch, step - starts[epoch]
+
+    def epochs_at(self, step: int) -> float:
+        """Epochs passed before a step; whole where one begins."""
+        if self._alike:
+            return step / self.steps_per_epoch
+        epoch, batch = self.place(step)
+        return epoch + batch / self.steps_of(epoch)
 
     def batch_rows(self, step: int) -> int:
-        """Rows of the global batch of a step (counted over all epochs)."""
-        batch = step % self.steps_per_epoch
-        return min(self.batch_sequences, self.index.rows - batch * self.batch_sequences)
+        """Rows of the global batch of a step."""
+        epoch, batch = self.place(step)
+        ends = self.ends(epoch)
+        return int(ends[batch] - (ends[batch - 1] if batch else 0))
+
+    def rank_rows(self, step: int, rank: int, world: int) -> int:
+        """How many rows of a step's global batch rank computes (0 where the batch is smaller than the world)."""
+        rows = self.batch_rows(step)
+        return rows * (rank + 1) // world - rows * rank // world
+
+    def ends(self, epoch: int) -> np.ndarray:
+        """How many rows of the epoch have been computed after each of its batches."""
+        epoch = 0 if self._alike else epoch
+        if epoch not in self._ends:
+            self._ends[epoch] = self._cut_ends(epoch)
+        return self._ends[epoch]
+
+    @cached_property
+    def _ends(self) -> dict[int, np.ndarray]:
+        return {}
+
+    @cached_property
+    def _alike(self) -> bool:
+        """Whether all epochs have batches of the same sizes."""
+        return self.batch_sequences is not None or not self.shuffle
+
+    def _cut_ends(self, epoch: int) -> np.ndarray:
+        if self.batch_sequences is not None:
+            steps = -(-self.index.rows // self.batch_sequences)
+            return np.minimum(np.arange(1, steps + 1) * self.batch_sequences, self.index.rows)
+        sizes = [self._arranged(epoch, number, fragments, 0)[1] for number, fragments in enumerate(self.windows(epoch))]
+        return np.cumsum(np.concatenate([np.zeros(0, np.int64), *sizes]))
+
+    def _epoch_starts(self, *, epochs: int = 0, step: int = -1) -> tuple[int, ...]:
+        """First steps of epochs 0 … n, at least up to epoch `epochs` and beyond `step`; what is known is kept.
+
+        As a tuple that is replaced: the thread that computes batches ahead asks at the same time.
+        """
+        assert self.index.rows, "without rows there are no steps"
+        starts: tuple[int, ...] = self.__dict__.get("_starts", (0,))
+        while len(starts) <= epochs or starts[-1] <= step:
+            starts = (*starts, starts[-1] + self.steps_of(len(starts) - 1))
+        object.__setattr__(self, "_starts", starts)
+        return starts
+
+    # Rows ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def long_rows(self) -> int:
+        """Rows longer than `batch_padded_steps`, each of which is a batch of its own; 0 where rows bound a batch."""
+        if self.batch_padded_steps is None:
+            return 0
+        lengths = self.index.lengths if self.index.selected is None else self.index.lengths[self.index.selected]
+        return int((lengths > self.batch_padded_steps).sum())
 
     def windows(self, epoch: int) -> list[np.ndarray]:
         """The fragments' numbers, grouped into this epoch's windows."""
         order = np.arange(len(self.index.fragments))
         if self.shuffle:
             order = self._random(_FRAGMENTS, epoch).permutation(order)
-        least = self.window_batches * self.batch_sequences
-        windows, current, rows = [], [], 0
+        sizes = self.index.counts if self.batch_padded_steps is None else self.index.step_counts
+        least = self.window_batches * (self.batch_sequences or self.batch_padded_steps or 0)
+        windows, current, held = [], [], 0
         for fragment in order:
             current.append(fragment)
-            rows += int(self.index.counts[fragment])
-            if rows >= least:
+            held += int(sizes[fragment])
+            if held >= least:
                 windows.append(np.array(current))
-                current, rows = [], 0
-        if rows and windows:  # a short window would pad more
+                current, held = [], 0
+        if held and windows:  # a short window would pad more
             windows[-1] = np.concatenate([windows[-1], current])
-        elif rows:
+        elif held:
             windows.append(np.array(current))
         return windows
 
-    def order(self, epoch: int, window: int, fragments: np.ndarray, first: int) -> np.ndarray:
-        """The window's rows in the order of the epoch's batches; `first` is the epoch position where it begins."""
-        rows = np.concatenate([self.index.fragment_rows(f) for f in fragments])
-        random = self._random(_ROWS, epoch, window)
-        if self.shuffle:
-            rows = rows[random.permutation(len(rows))]
-        by_length = np.argsort(self.index.lengths[rows], kind="stable")
-        return self._cut(rows[by_length], first, random)
-
-    def _cut(self, rows: np.ndarray, first: int, random: np.random.Generator) -> np.ndarray:
-        """Sorted rows to batches: the longest complete the batch begun before and begin the one that goes on after."""
-        head = min(-first % self.batch_sequences, len(rows))
-        middle, longest = rows[: len(rows) - head], rows[len(rows) - head :]
-        batches, tail = divmod(len(middle), self.batch_sequences)
-        body = middle[: batches * self.batch_sequences].reshape(batches, self.batch_sequences)
-        if self.shuffle:
-            body = body[random.permutation(batches)]
-        # Rows of one fragment stand together in a batch, so that a rank's slice touches few fragments.
-        body = np.sort(body, axis=1)
-        return np.concatenate([np.sort(longest), body.reshape(-1), np.sort(middle[len(middle) - tail :])])
-
     def pieces(self, rank: int, world: int, start_step: int, stop_step: int) -> Iterator[Piece]:
         """Rank's rows of steps start_step … stop_step − 1, window by window, in the order they are computed."""
-        if not self.index.rows:
-            return
-        for epoch in range(start_step // self.steps_per_epoch, -(-stop_step // self.steps_per_epoch)):
-            begin = max(start_step - epoch * self.steps_per_epoch, 0) * self.batch_sequences
-            end = min(stop_step - epoch * self.steps_per_epoch, self.steps_per_epoch) * self.batch_sequences
-            first = 0
-            for window, fragments in enumerate(self.windows(epoch)):
-                count = int(self.index.counts[fragments].sum())
-                if first + count > begin and first < end:
-                    positions = np.arange(first, first + count)
-                    chosen = (positions >= begin) & (positions < end) & self._of_rank(positions, rank, world)
-                    if chosen.any():
-                        yield Piece(epoch, window, self.order(epoch, window, fragments, first)[chosen])
-                first += count
+        step = start_step
+        while step < stop_step and self.index.rows:
+            epoch, batch = self.place(step)
+            until = min(batch + stop_step - step, self.steps_of(epoch))
+            yield from self._pieces_of(epoch, rank, world, batch, until)
+            step += until - batch
 
-    def _of_rank(self, positions: np.ndarray, rank: int, world: int) -> np.ndarray:
-        batch = positions // self.batch_sequences
-        rows = np.minimum(self.batch_sequences, self.index.rows - batch * self.batch_sequences)
-        within = positions - batch * self.batch_sequences
-        mine: np.ndarray = (within >= rows * rank // world) & (within < rows * (rank + 1) // world)
-        return mine
+    def _pieces_of(self, epoch: int, rank: int, world: int, start: int, stop: int) -> Iterator[Piece]:
+        """Rank's rows of batches start … stop − 1 of an epoch: a fixed slice of each, cut at the windows' borders."""
+        ends = self.ends(epoch)
+        begins = np.concatenate([[0], ends[:-1]])
+        low, high = (begins + (ends - begins) * part // world for part in (rank, rank + 1))
+        first = 0
+        for window, fragments in enumerate(self.windows(epoch)):
+            after = first + int(self.index.counts[fragments].sum())
+            batches = slice(
+                max(start, int(np.searchsorted(ends, first, side="right"))),
+                min(stop, int(np.searchsorted(begins, after, side="left"))),
+            )
+            mine = np.clip(np.stack([low[batches], high[batches]], axis=1), first, after) - first
+            if (mine[:, 0] < mine[:, 1]).any():
+                rows, _ = self._arranged(epoch, window, fragments, first)
+                yield Piece(epoch, window, np.concatenate([rows[begin:end] for begin, end in mine]))
+            first = after
 
-    def rank_rows(self, step: int, rank: int, world: int) -> int:
-        """How many rows of a step's global batch rank computes (0 where the batch is smaller than the world)."""
-        rows = self.batch_rows(step)
-        return rows * (rank + 1) // world - rows * rank // world
+    def _arranged(self, epoch: int, window: int, fragments: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, sizes): the window's rows in the order of its batches, and the batches' rows where it is cut by steps.
+
+        `first` is the epoch position where the window begins.
+        """
+        rows = np.concatenate([self.index.fragment_rows(f) for f in fragments])
+        lengths = self.index.lengths[rows]
+        random = self._random(_ROWS, epoch, window) if self.shuffle else None
+        if self.batch_padded_steps is not None:
+            per_batch = self.batch_padded_steps / np.maximum(lengths, 1)
+            order = by_length(lengths, per_batch, random)
+            return cut_by_steps(rows[order], lengths[order], self.batch_padded_steps, random)
+        assert self.batch_sequences is not None, "one of the two is given"
+        order = by_length(lengths, np.full(len(rows), self.batch_sequences), random)
+        return cut_by_rows(rows[order], self.batch_sequences, first, random), np.zeros(0, np.int64)
 
     def _random(self, purpose: int, epoch: int, part: int = 0) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, purpose, epoch, part])))

@@ -38,8 +38,9 @@ class Represent(nn.Module):
             assert isinstance(fitted, FittedNumeric)
             self.width, self.dimension = fitted.width, fitted.dimension
             if isinstance(column, Bucketized):
-                self.combiner, self.width = "bucketized", fitted.width + fitted.dimension * len(column.boundaries)
-                self.register_buffer("boundaries", torch.tensor(column.boundaries), persistent=False)
+                edges = torch.tensor(fitted.edges(column.boundaries), dtype=torch.float32)
+                self.combiner, self.width = "bucketized", fitted.width + fitted.dimension * len(edges)
+                self.register_buffer("boundaries", edges, persistent=False)
             return
         assert not isinstance(fitted, FittedNumeric)
         self.buckets = fitted.buckets

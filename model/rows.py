@@ -26,7 +26,7 @@ from model.columns import (
     source_of,
 )
 from model.errors import DataError
-from model.fitting import MISSING_ID, Encoded, Fitted, entry_to_row, fit_declared
+from model.fitting import MISSING_ID, Encoded, Fitted, entry_to_row, fit_declared, with_boundaries
 from model.labels import FittedLabel, check_lengths, require_column
 from model.settings import Settings
 from model.shared_tables import check_same_ids, joint_stats
@@ -189,7 +189,7 @@ class FittedColumns(Settings):
         stats = joint_stats(columns, stats)
         fitted = {key: fit_declared(source_of(column), stats) for _, key, column in iterate_sources(columns)}
         check_same_ids(columns, fitted)
-        return cls(columns=columns, sources=fitted)
+        return cls(columns=columns, sources=with_boundaries(columns, fitted, stats))
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -206,6 +206,7 @@ class FittedColumns(Settings):
 
     def encode(self, table: pa.Table) -> tuple[np.ndarray, dict[str, Encoded], dict[str, Encoded]]:
         """(lengths [B], sequence values, context values) by source key. DataError names column and row."""
+        table = with_null_steps(table, self.columns)
         lengths_B = sequence_lengths(table, self.columns)
         groups: dict[Group, dict[str, Encoded]] = {"sequence": {}, "context": {}}
         for group, key, column in iterate_sources(self.columns):
@@ -258,13 +259,31 @@ def sequence_lengths(table: pa.Table, columns: ColumnsConfig) -> np.ndarray:
     return lengths_B
 
 
+def with_null_steps(table: pa.Table, columns: ColumnsConfig) -> pa.Table:
+    """Columns of type null (all missing, or of a file without them) as lists of nulls, one for each step of the row."""
+    names = [name for name in columns.data_columns("sequence") if name in table.column_names]
+    nulls = [name for name in names if pa.types.is_null(table.schema.field(name).type)]
+    if not nulls:
+        return table
+    whole = next((name for name in names if name not in nulls), None)
+    offsets = np.zeros(table.num_rows + 1, np.int64)
+    if whole is not None:
+        _, found = entries_of(table, whole, "sequence")
+        assert found is not None, "sequence columns have offsets"
+        offsets = found
+    missing = pa.LargeListArray.from_arrays(pa.array(offsets), pa.nulls(int(offsets[-1])))
+    for name in nulls:
+        table = table.set_column(table.column_names.index(name), name, missing)
+    return table
+
+
 def column_stats(table: pa.Table, columns: ColumnsConfig) -> dict[str, ColumnStats]:
     """Statistics of one fragment by source key, for `FittedColumns.fit` after merging in fragment order."""
-    stats = {}
+    stats, quantiles = {}, columns.learned_boundaries()
     for group, key, leaf in iterate_leaves(columns):
         entries, offsets = entries_of(table, leaf.name, group)
         try:
-            stats[key] = stats_of(leaf, entries)
+            stats[key] = stats_of(leaf, entries, quantiles=leaf.name in quantiles)
         except DataError as error:
             raise entry_to_row(error, offsets) from error.__cause__
     return stats

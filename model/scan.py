@@ -1,48 +1,49 @@
-"""One pass over a fragment: the length of each row, its split, and the statistics that fit the columns.
+"""One pass over a fragment: each row's length, split and faults, and the statistics that fit the columns.
 
 The parts merge in fragment order; who calls `scan_fragment` (a loop here, tasks of a cluster there) does not matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import Array, numbers
-from model.columns import Numeric, Weighted, source_of
+from model.arrow_lists import Array
+from model.bad_rows import Reason, common_widths, find_bad_rows, reasons_of
+from model.checks import check_rows as check_rows
+from model.checks import checked_stats, declared_label
+from model.checks import unfitted_label as unfitted_label
+from model.columns import Crossed, Weighted, data_columns, source_of
 from model.config import ModelConfig
 from model.errors import DataError
-from model.fitting import FittedHashBucket, FittedWeighted, entry_to_row, fit_source
+from model.filter_arrow import kept_rows
+from model.filters import Filter
 from model.labels import (
     FittedLabel,
     ProblemType,
     fit_classes,
     label_scale,
-    label_stats,
     named_classes,
-    refuse_null,
     require_column,
-    text_values,
     weights_in_order,
 )
-from model.parquet import read_footer, read_fragment
+from model.merging import DataStats, merged
+from model.parquet import is_stored, read_footer, read_fragment
 from model.plan import DataIndex, Fragment
 from model.rows import (
     GROUPS,
     FittedColumns,
-    column_stats,
-    entries_of,
     iterate_leaves,
     iterate_sources,
     sequence_lengths,
-    source_entries,
+    with_null_steps,
 )
 from model.settings import Settings
-from model.stats import ColumnStats, numeric_stats, stats_of
+from model.stats import ColumnStats
 
 
 class SplitBy(Settings):
@@ -52,14 +53,37 @@ class SplitBy(Settings):
     key: str | None = None
 
 
+OnBad = Callable[[Fragment, Mapping[int, DataError]], object]  # errors by the row's place in the fragment
+
+
 @dataclass(frozen=True)
 class FragmentScan:
-    """What one fragment tells: lengths of all its rows, which of them are training rows, statistics of those."""
+    """What one fragment tells: lengths of all its rows, which of them are training rows, statistics of those.
+
+    `used` marks the rows that a filter keeps and that are not bad (None: all); the others have length 0 and are in no
+    split. `reasons` say why rows are bad.
+    """
 
     lengths: np.ndarray
     training: np.ndarray | None
     columns: dict[str, ColumnStats]
     labels: ColumnStats
+    used: np.ndarray | None = None
+    reasons: tuple[Reason, ...] = ()
+
+    @property
+    def stats(self) -> DataStats:
+        """What the training rows tell."""
+        return DataStats(self.columns, self.labels)
+
+    def without_stats(self) -> FragmentScan:
+        """The rows' lengths and split alone."""
+        return replace(self, columns={}, labels=ColumnStats())
+
+    @property
+    def bad_rows(self) -> int:
+        """Rows that were left out because they are bad."""
+        return sum(reason.rows for reason in self.reasons)
 
     def to_plain(self) -> dict[str, Any]:
         """Plain data that travels as JSON."""
@@ -68,6 +92,8 @@ class FragmentScan:
             "training": None if self.training is None else self.training.tolist(),
             "columns": {key: stats.to_plain() for key, stats in self.columns.items()},
             "labels": self.labels.to_plain(),
+            "used": None if self.used is None else self.used.tolist(),
+            "reasons": [asdict(reason) for reason in self.reasons],
         }
 
     @classmethod
@@ -78,6 +104,8 @@ class FragmentScan:
             None if plain["training"] is None else np.array(plain["training"], bool),
             {key: ColumnStats.from_plain(stats) for key, stats in plain["columns"].items()},
             ColumnStats.from_plain(plain["labels"]),
+            None if plain["used"] is None else np.array(plain["used"], bool),
+            tuple(Reason(**reason) for reason in plain["reasons"]),
         )
 
 
@@ -89,14 +117,19 @@ def read_columns(config: ModelConfig, *, labelled: bool = True) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def unfitted_label(config: ModelConfig) -> FittedLabel:
-    """The label's declaration, enough to find its entries before the classes are known."""
-    return FittedLabel(
-        name=config.label,
-        weight=config.weight,
-        problem_type=config.problem_type,
-        prediction_type=config.prediction_type,
-    )
+def optional_columns(config: ModelConfig) -> list[str]:
+    """The columns that may be missing in some of the files, as nulls: those whose nulls the model declares to bear.
+
+    These are numbers with `missing: mean` or a number, and categories, where a null is no value; not those that are
+    weighted or crossed.
+    """
+    tolerant: dict[str, bool] = {}
+    for _, _, column in iterate_sources(config.columns):
+        source = source_of(column)
+        bears = not isinstance(source, Weighted | Crossed) and getattr(source, "missing", None) != "error"
+        for name in data_columns(source):
+            tolerant[name] = tolerant.get(name, True) and bears
+    return [name for name, bears in tolerant.items() if bears and name not in (config.label, config.weight)]
 
 
 def needs_label_values(config: ModelConfig) -> bool:
@@ -105,86 +138,156 @@ def needs_label_values(config: ModelConfig) -> bool:
     return classification and config.classes is None and config.num_classes == "auto"
 
 
-def scan_fragment(fragment: Fragment, config: ModelConfig, split: SplitBy | None, *, fit: bool) -> FragmentScan:
-    """Reads the columns a model needs and scans them; errors name the file and the row in it."""
-    names = read_columns(config)
+def scan_fragment(
+    fragment: Fragment,
+    config: ModelConfig,
+    split: SplitBy | None,
+    *,
+    fit: bool,
+    where: Filter | None = None,
+    on_bad: OnBad | None = None,
+) -> FragmentScan:
+    """Reads the columns a model needs and scans the rows that `where` keeps; errors name the file and the row in it.
+
+    With `on_bad`, bad rows are left out and handed to it; a row group whose pages are damaged is left out as a whole.
+    """
+    names = [*read_columns(config), *(where.columns if where is not None else ())]
     if split is not None and split.key is not None:
         names.append(split.key)
-    table = read_fragment(fragment, names)
     try:
-        return scan_table(table, config, split, fit=fit, place=f"{fragment.file}#{fragment.row_group}")
+        table = read_fragment(fragment, names)
+    except DataError as error:
+        if on_bad is None or not is_stored(fragment):
+            raise
+        return _unreadable(fragment, config, split, error)
+    try:
+        return _scan_used(table, fragment, config, split, fit=fit, where=where, on_bad=on_bad)
     except DataError as error:
         raise error.located(file=fragment.file, first_row=first_row(fragment)) from error.__cause__
 
 
-def scan_table(table: pa.Table, config: ModelConfig, split: SplitBy | None, *, fit: bool, place: str) -> FragmentScan:
-    """`scan_fragment` on a table in memory."""
-    lengths = sequence_lengths(table, config.columns).astype(np.int32)
-    check_rows(table, config, lengths)
-    label = unfitted_label(config)
-    training = None if split is None else training_rows(table, split, place)
-    if not fit:
-        return FragmentScan(lengths, training, {}, ColumnStats())
-    part = table if training is None else table.filter(pa.array(training))
-    entries, _ = label.entries(part, sequence_lengths(part, config.columns))
-    return FragmentScan(lengths, training, column_stats(part, config.columns), _label_stats(entries, config))
+def _unreadable(fragment: Fragment, config: ModelConfig, split: SplitBy | None, error: DataError) -> FragmentScan:
+    """A row group without usable rows."""
+    nothing = np.zeros(fragment.rows, bool)
+    return FragmentScan(
+        np.zeros(fragment.rows, np.int32),
+        None if split is None else nothing,
+        {key: ColumnStats() for _, key, _ in iterate_leaves(config.columns)},
+        ColumnStats(),
+        nothing,
+        (Reason(error.problem, None, fragment.rows, fragment.file, None),),
+    )
 
 
-def _label_stats(entries: Array, config: ModelConfig) -> ColumnStats:
-    """What of the labels is learned: their values, or their mean and deviation."""
-    if config.standardize_label:
-        return numeric_stats(numbers(entries, config.label)[:, None])
-    return label_stats(config.label, entries) if _learns_classes(entries, config) else ColumnStats()
+def _scan_used(
+    table: pa.Table,
+    fragment: Fragment,
+    config: ModelConfig,
+    split: SplitBy | None,
+    *,
+    fit: bool,
+    where: Filter | None,
+    on_bad: OnBad | None,
+) -> FragmentScan:
+    """The scan of the rows that are kept and not bad, spread over all rows. A DataError's row is that of `table`."""
+    rows = np.arange(table.num_rows) if where is None else np.flatnonzero(kept_rows(where, table))
+    reasons: tuple[Reason, ...] = ()
+    try:
+        scan = _scan_rows(table, rows, fragment, config, split, fit=fit)
+    except DataError:
+        if on_bad is None:
+            raise
+        errors = _bad_rows(table, rows, config)
+        on_bad(fragment, errors)
+        reasons = reasons_of(errors, fragment.file, first_row(fragment))
+        rows = rows[~np.isin(rows, list(errors))]
+        scan = _scan_rows(table, rows, fragment, config, split, fit=fit)
+    if len(rows) == table.num_rows:
+        return scan
+    return replace(
+        scan,
+        lengths=_spread(scan.lengths, rows, table.num_rows),
+        training=None if scan.training is None else _spread(scan.training, rows, table.num_rows),
+        used=_spread(np.ones(len(rows), bool), rows, table.num_rows),
+        reasons=reasons,
+    )
 
 
-def _learns_classes(entries: Array, config: ModelConfig) -> bool:
-    """Whether class values are learned: where they are not declared, and strings are no ids either."""
-    classification = config.problem_type is ProblemType.CLASSIFICATION
-    return classification and config.classes is None and (config.num_classes == "auto" or text_values(entries))
+def _scan_rows(
+    table: pa.Table, rows: np.ndarray, fragment: Fragment, config: ModelConfig, split: SplitBy | None, *, fit: bool
+) -> FragmentScan:
+    place = f"{fragment.file}#{fragment.row_group}"
+    try:
+        return scan_table(_taken(table, rows), config, split, fit=fit, place=place, rows=rows)
+    except DataError as error:
+        raise _at(error, rows) from error.__cause__
 
 
-def check_rows(table: pa.Table, config: ModelConfig, lengths: np.ndarray) -> None:
-    """Refuses now, and for rows of every split, what would otherwise stop the training midway.
+def _bad_rows(table: pa.Table, rows: np.ndarray, config: ModelConfig) -> dict[int, DataError]:
+    """The errors of those of the `rows` of a table that are bad, by their place in it."""
+    used = with_null_steps(_taken(table, rows), config.columns)
+    widths = common_widths(used, config)
 
-    Numbers are encoded by a provisional fit of this table; labels and weights as far as the classes are declared.
+    def check(part: pa.Table) -> None:
+        checked_stats(part, config, sequence_lengths(part, config.columns), widths)
+
+    return {int(rows[row]): error for row, error in find_bad_rows(used, check).items()}
+
+
+def _taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    return table if len(rows) == table.num_rows else table.take(pa.array(rows))
+
+
+def _at(error: DataError, rows: np.ndarray) -> DataError:
+    """An error whose row counts from the table that `rows` were taken from."""
+    row = None if error.row is None else int(rows[error.row])
+    return type(error)(error.problem, file=error.file, row=row, column=error.column)
+
+
+def _spread(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    whole = np.zeros(count, values.dtype)
+    whole[rows] = values
+    return whole
+
+
+def scan_table(
+    table: pa.Table,
+    config: ModelConfig,
+    split: SplitBy | None,
+    *,
+    fit: bool,
+    place: str,
+    rows: np.ndarray | None = None,
+) -> FragmentScan:
+    """`scan_fragment` on a table in memory; `rows` are the places of its rows in the fragment `place`.
+
+    Every row is checked; training rows (all, without a split) give the statistics.
     """
-    for group, _, source in iterate_leaves(config.columns):
-        entries, offsets = entries_of(table, source.name, group)
-        try:
-            stats = stats_of(source, entries)
-            if isinstance(source, Numeric):
-                fit_source(source, stats).encode(entries)
-        except DataError as error:
-            raise entry_to_row(error, offsets) from error.__cause__
-    _check_weights(table, config)
-    entries, offsets = unfitted_label(config).entries(table, lengths)
-    if _learns_classes(entries, config):
-        try:
-            refuse_null(entries, config.label)
-        except DataError as error:
-            raise entry_to_row(error, offsets) from error.__cause__
+    table = with_null_steps(table, config.columns)
+    lengths = sequence_lengths(table, config.columns).astype(np.int32)
+    if split is None:
+        stats, training = checked_stats(table, config, lengths), None
     else:
-        declared_label(config).encode(table, lengths)
-    unfitted_label(config).encode_weights(table, lengths)
+        training = training_rows(table, split, place, rows)
+        stats = _stats_at(np.flatnonzero(training), table, config, lengths)
+        _stats_at(np.flatnonzero(~training), table, config, lengths)
+    scan = FragmentScan(lengths, training, stats.columns, stats.labels)
+    return scan if fit else scan.without_stats()
 
 
-def _check_weights(table: pa.Table, config: ModelConfig) -> None:
-    """Weighted values have a number each, whatever the values mean."""
-    for group, _, column in iterate_sources(config.columns):
-        source = source_of(column)
-        if isinstance(source, Weighted):
-            parts, offsets = source_entries(table, column, group)
-            values = FittedHashBucket(name=source.source.name, buckets=1)
-            try:
-                FittedWeighted(source=values, weights=source.weights).encode(*parts)
-            except DataError as error:
-                raise entry_to_row(error, offsets) from error.__cause__
+def _stats_at(rows: np.ndarray, table: pa.Table, config: ModelConfig, lengths: np.ndarray) -> DataStats:
+    """Checked statistics of some rows of a table."""
+    try:
+        return checked_stats(_taken(table, rows), config, lengths[rows])
+    except DataError as error:
+        raise _at(error, rows) from error.__cause__
 
 
-def training_rows(table: pa.Table, split: SplitBy, place: str) -> np.ndarray:
-    """Boolean [rows]: False for the `fraction` of keys (or rows) whose stable hash is smallest."""
+def training_rows(table: pa.Table, split: SplitBy, place: str, rows: np.ndarray | None = None) -> np.ndarray:
+    """Boolean [rows]: False for the `fraction` of keys (or rows, by their places) whose stable hash is smallest."""
     if split.key is None:
-        keys = np.array([f"{place}#{row}" for row in range(table.num_rows)], object)
+        places = range(table.num_rows) if rows is None else rows.tolist()
+        keys = np.array([f"{place}#{row}" for row in places], object)
     else:
         keys = _key_texts(require_column(table, split.key), split.key)
     import pandas as pd  # takes as long to load as all the rest of this package; few need a split
@@ -207,6 +310,8 @@ def _key_texts(array: Array, name: str) -> np.ndarray:
 
 def first_row(fragment: Fragment) -> int:
     """Number in its file of a fragment's first row; errors count from the file's start."""
+    if fragment.first_row is not None:
+        return fragment.first_row
     metadata = read_footer(fragment.file)
     return sum(metadata.row_group(group).num_rows for group in range(fragment.row_group))
 
@@ -216,21 +321,20 @@ def first_row(fragment: Fragment) -> int:
 
 def fit_columns(config: ModelConfig, scans: Sequence[FragmentScan]) -> tuple[FittedColumns, FittedLabel]:
     """Columns and label from the scans in fragment order."""
-    columns = dict(scans[0].columns)
-    for scan in scans[1:]:
-        for key, stats in columns.items():
-            try:
-                columns[key] = stats.merge(scan.columns[key])
-            except DataError as error:
-                raise DataError(error.problem, column=key.partition(":")[2]) from error
-    return FittedColumns.fit(config.columns, columns), fit_label(config, scans)
+    return fit_merged(config, merged(scan.stats for scan in scans))
+
+
+def fit_merged(config: ModelConfig, stats: DataStats) -> tuple[FittedColumns, FittedLabel]:
+    """Columns and label from the statistics of all training rows."""
+    return FittedColumns.fit(config.columns, stats.columns), _label_of(config, stats.labels)
 
 
 def fit_label(config: ModelConfig, scans: Sequence[FragmentScan]) -> FittedLabel:
     """The label with its classes and their weights, or its scale: declared, or learned from the training labels."""
-    total = ColumnStats()
-    for scan in scans:
-        total = total.merge(scan.labels)
+    return _label_of(config, merged(scan.stats for scan in scans).labels)
+
+
+def _label_of(config: ModelConfig, total: ColumnStats) -> FittedLabel:
     label = declared_label(config)
     if config.problem_type is not ProblemType.CLASSIFICATION:
         if not config.standardize_label:
@@ -247,25 +351,21 @@ def fit_label(config: ModelConfig, scans: Sequence[FragmentScan]) -> FittedLabel
     return label.model_copy(update={"class_weights": weights})
 
 
-def declared_label(config: ModelConfig) -> FittedLabel:
-    """The label as far as its classes are declared."""
-    label = unfitted_label(config)
-    if config.problem_type is not ProblemType.CLASSIFICATION:
-        return label
-    if config.classes is not None:
-        return label.model_copy(update={"num_classes": len(config.classes), "classes": config.classes})
-    return label.model_copy(update={"num_classes": None if config.num_classes == "auto" else config.num_classes})
-
-
 def index_of(fragments: Sequence[Fragment], scans: Sequence[FragmentScan]) -> DataIndex:
-    """The index of all rows of the fragments."""
-    return DataIndex(tuple(fragments), np.concatenate([scan.lengths for scan in scans]))
+    """The index of all rows of the fragments; those that are not used are not selected."""
+    lengths = np.concatenate([scan.lengths for scan in scans])
+    return DataIndex(tuple(fragments), lengths, None if all(scan.used is None for scan in scans) else _used(scans))
 
 
 def split_index(index: DataIndex, scans: Sequence[FragmentScan]) -> tuple[DataIndex, DataIndex]:
     """(training, validation) over the same fragments, by the scans' split."""
     training = np.concatenate([scan.training for scan in scans if scan.training is not None])
+    used = _used(scans)
     return (
-        DataIndex(index.fragments, index.lengths, training),
-        DataIndex(index.fragments, index.lengths, ~training),
+        DataIndex(index.fragments, index.lengths, training & used),
+        DataIndex(index.fragments, index.lengths, ~training & used),
     )
+
+
+def _used(scans: Sequence[FragmentScan]) -> np.ndarray:
+    return np.concatenate([np.ones(len(scan.lengths), bool) if scan.used is None else scan.used for scan in scans])

@@ -18,6 +18,7 @@ from model.batch import bounded, collate
 from model.checkpoint import Bundle, load_bundle
 from model.config import ModelConfig
 from model.errors import DataError
+from model.good_rows import encode_good_rows
 from model.labels import FittedLabel, ProblemType
 from model.rows import EncodedRows, FittedColumns, encode_rows
 from model.state import StateSpec
@@ -59,8 +60,8 @@ class Scorer:
 
     def score(self, table: pa.Table) -> Scored:
         """Scores a table that has the input columns and, optionally, all `rnn_cell_state_i` columns."""
-        rows, good, errors = self._good_rows(table)
-        predictions, state = self._score_rows(rows) if rows is not None else self._nothing()
+        rows, good, errors = encode_good_rows(table, self._encode)
+        predictions, state = self.score_rows(rows) if rows is not None else self._nothing()
         if not errors:
             return Scored(predictions, state, errors)
         place = np.full(table.num_rows, -1)
@@ -71,35 +72,17 @@ class Scorer:
             whole[good] = part
         return Scored(predictions.take(back), states, errors)
 
-    def _good_rows(self, table: pa.Table) -> tuple[EncodedRows | None, np.ndarray, dict[int, DataError]]:
-        """The rows that can be encoded (None: there is none), their places, and the errors of the others."""
-        places = np.arange(table.num_rows)
-        try:
-            return self._encode(table), places, {}
-        except DataError:
-            errors = self._errors(table, 0)
-        good = np.delete(places, list(errors))
-        return self._encode(table.take(pa.array(good))) if len(good) else None, good, errors
-
-    def _errors(self, table: pa.Table, first: int) -> dict[int, DataError]:
-        """Errors of the bad rows, found by halving: k of n rows cost k·log n encodings, not n."""
-        try:
-            self._encode(table)
-        except DataError as error:
-            if error.row is None or table.num_rows == 1:
-                return dict.fromkeys(range(first, first + table.num_rows), error.located(first_row=first))
-            half = table.num_rows // 2
-            return self._errors(table.slice(0, half), first) | self._errors(table.slice(half), first + half)
-        return {}
-
     def _encode(self, table: pa.Table) -> EncodedRows:
         return encode_rows(table, self.columns, state_spec=self.state_spec)
 
     def _nothing(self) -> tuple[pa.Table, tuple[np.ndarray, ...]]:
         return self.to_arrow({}, np.zeros(0, np.int64)), self.state_spec.zeros(0)
 
-    def _score_rows(self, rows: EncodedRows) -> tuple[pa.Table, tuple[np.ndarray, ...]]:
-        """Rows sorted by length and cut into batches of bounded padding; results put back in the rows' order."""
+    def score_rows(self, rows: EncodedRows) -> tuple[pa.Table, tuple[np.ndarray, ...]]:
+        """Predictions and states of encoded rows, in their order.
+
+        They are sorted by length and cut into batches of bounded padding; then the results are put back.
+        """
         if not len(rows):
             return self._nothing()
         order = np.argsort(rows.lengths_B, kind="stable")

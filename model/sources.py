@@ -17,6 +17,7 @@ from model.settings import Settings
 
 Key = str | int
 MOST_BUCKETS = 2**31 - 1
+MOST_INTERVALS = 1000
 
 
 class Numeric(Settings):
@@ -62,8 +63,12 @@ class Vocabulary(Settings):
     oov_buckets: int = Field(
         1, ge=0, le=MOST_BUCKETS, description="ids that unknown values are hashed into; 0 drops such values"
     )
+    default_value: int = Field(
+        -1, ge=-1, description="with oov_buckets 0: the id, of a key, that unknown values get; -1 drops them"
+    )
 
     def model_post_init(self, _context: object) -> None:
+        self._check_default_value()
         if self.keys is None:
             return
         if self.file is not None:
@@ -72,6 +77,21 @@ class Vocabulary(Settings):
             raise ValueError("keys must be all strings or all integers, but they are mixed")
         if len(set(self.keys)) != len(self.keys):
             raise ValueError("keys must be distinct, but a value stands twice")
+
+    def _check_default_value(self) -> None:
+        if self.default_value < 0:
+            return
+        if self.oov_buckets:
+            raise ValueError(
+                f"default_value needs oov_buckets 0, but oov_buckets is {self.oov_buckets}: unknown values are hashed "
+                f"into those; set one of the two"
+            )
+        most = self.max_keys if self.keys is None else len(self.keys)
+        if most is not None and self.default_value >= most:
+            raise ValueError(
+                f"default_value must be the id of a key, 0 to {most - 1}, or -1 to drop unknown values, but is "
+                f"{self.default_value}"
+            )
 
     @property
     def learned(self) -> bool:
@@ -130,6 +150,19 @@ class Weighted(Settings):
         return ("WeightedSparse", *self.source.sort_key, self.weights)
 
 
+class Quantiles(Settings):
+    """Boundaries that are learned: they cut the training data into so many intervals of like count.
+
+    Equal values stay together, so that there are fewer intervals where a value is frequent. Missing values do not
+    count; the values of a vector count together, after the normalizer.
+    """
+
+    quantiles: int = Field(ge=2, le=MOST_INTERVALS, description="intervals to learn; 10 for deciles")
+
+    def __str__(self) -> str:
+        return f"{self.quantiles} quantiles"
+
+
 class Bucketized(Settings):
     """One-hot of the interval a number falls into, for each of the source's dimensions: a value on an edge goes up.
 
@@ -139,9 +172,13 @@ class Bucketized(Settings):
 
     type: Literal["bucketized"] = "bucketized"
     source: Numeric
-    boundaries: tuple[float, ...] = Field(min_length=1, description="edges between the intervals, rising")
+    boundaries: Annotated[tuple[float, ...], Field(min_length=1)] | Quantiles = Field(
+        description="edges between the intervals, rising; or {quantiles: 10} to learn them from the training data"
+    )
 
     def model_post_init(self, _context: object) -> None:
+        if isinstance(self.boundaries, Quantiles):
+            return
         if any(low >= high for low, high in pairwise(self.boundaries)):
             raise ValueError(f"boundaries must rise, but are {list(self.boundaries)}")
 
@@ -150,31 +187,35 @@ class Bucketized(Settings):
         return ("Bucketized", self.source.name, str(self.boundaries))
 
 
-Part = Annotated[Vocabulary | Identity | HashBucket | Bucketized, Field(discriminator="type")]
+Part = Vocabulary | Identity | HashBucket | Bucketized
 
 
 class Crossed(Settings):
     """Every combination of the parts' values in an entry, hashed into `buckets` ids.
 
     The values themselves are crossed, in the order of the columns' names: strings by their fingerprint, integers as
-    they are, numbers by their interval. The keys, buckets and hashes of the parts do not matter, as in the original.
+    they are, numbers by their interval. The keys, buckets and hashes of the parts do not matter, as in the original. A
+    cross within a cross stands for its parts: its place is that of its name, its buckets and its key do not matter.
     """
 
     type: Literal["crossed"] = "crossed"
-    sources: tuple[Part, ...] = Field(min_length=2, description="what is crossed: categorical or bucketized columns")
+    sources: tuple[Annotated[Part | Crossed, Field(discriminator="type")], ...] = Field(
+        min_length=2, description="what is crossed: categorical or bucketized columns, or crosses of such"
+    )
     buckets: int = Field(ge=1, le=MOST_BUCKETS, description="number of ids")
     hash_key: int | None = Field(None, description="null: the original's first hash; a number: its second, so keyed")
 
     def model_post_init(self, _context: object) -> None:
-        names = [part_name(part) for part in self.sources]
+        names = [part_name(part) for part in self.parts]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"the columns crossed must be distinct, but {twice!r} stands twice")
 
     @property
-    def parts(self) -> tuple[Vocabulary | Identity | HashBucket | Bucketized, ...]:
-        """The sources in the order they are hashed in."""
-        return tuple(sorted(self.sources, key=_cross_order))
+    def parts(self) -> tuple[Part, ...]:
+        """The sources over one column each, in the order they are hashed in; those of inner crosses stand together."""
+        ordered = sorted(self.sources, key=_cross_order)
+        return tuple(leaf for part in ordered for leaf in (part.parts if isinstance(part, Crossed) else (part,)))
 
     @property
     def name(self) -> str:
@@ -185,13 +226,15 @@ class Crossed(Settings):
         return ("Crossed", self.name)
 
 
-def part_name(part: Vocabulary | Identity | HashBucket | Bucketized) -> str:
+def part_name(part: Part) -> str:
     """The data column that a part of a cross reads."""
     return part.source.name if isinstance(part, Bucketized) else part.name
 
 
-def _cross_order(part: Vocabulary | Identity | HashBucket | Bucketized) -> str:
-    """The original orders a cross by its columns' names, in which a bucketized one ends so."""
+def _cross_order(part: Part | Crossed) -> str:
+    """The original orders a cross by its columns' names: a bucketized one ends so, a cross joins its own in order."""
+    if isinstance(part, Crossed):
+        return "_X_".join(sorted(map(_cross_order, part.sources)))
     return f"{part_name(part)}_bucketized" if isinstance(part, Bucketized) else part.name
 
 

@@ -1,4 +1,4 @@
-"""What one fragment tells of a column: moments of its numbers or counts of its values, made to be merged.
+"""What one fragment tells of a column: moments and quantiles of its numbers or counts of its values, to be merged.
 
 Entries are the steps of a sequence column or the rows of a context column. Statistics merge in fragment order, so
 that any number of workers gives the same bits (design: one pass, float64). Knows no torch, no files.
@@ -17,12 +17,18 @@ import pyarrow as pa
 from model import compute as pc
 from model.arrow_lists import Array, is_list, numbers, owner, unnest
 from model.columns import Key, Leaf, Numeric, Vocabulary
-from model.errors import DataError
+from model.errors import ConfigError, DataError
+from model.quantiles import QuantileSketch
+from model.registry import registered_normalizer
 
 
 @dataclass
 class ColumnStats:
-    """Mergeable statistics of one source: moments of its numbers, or counts of its values."""
+    """Mergeable statistics of one source: moments of its numbers, or counts of its values.
+
+    `entries` counts the steps or rows, `filled` the values in them that are not null, which `count` does for each
+    component of numbers. `sketches` hold each component's distribution where quantiles are to be learned.
+    """
 
     count: np.ndarray = field(default_factory=lambda: np.zeros(0))
     mean: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -32,16 +38,25 @@ class ColumnStats:
     keys: Counter[Key] = field(default_factory=Counter)
     several: bool = False  # categorical entries are lists of values
     integers: bool = False  # categorical values are integers
+    entries: int = 0
+    filled: int = 0
+    sketches: tuple[QuantileSketch, ...] = ()
 
     def merge(self, other: ColumnStats) -> ColumnStats:
         """Statistics of both parts (Chan's update of mean and squared deviations); not in place.
 
         DataError when entries of one part hold more values than those of the other.
         """
-        kind = (self.keys + other.keys, self.several or other.several, self.integers or other.integers)
+        kind = (
+            self.keys + other.keys,
+            self.several or other.several,
+            self.integers or other.integers,
+            self.entries + other.entries,
+            self.filled + other.filled,
+        )
         if not self.count.any() or not other.count.any():
             part = max(self, other, key=lambda stats: (stats.count.any(), len(stats.count)))
-            return ColumnStats(part.count, part.mean, part.squares, part.low, part.high, *kind)
+            return ColumnStats(part.count, part.mean, part.squares, part.low, part.high, *kind, part.sketches)
         if len(self.count) != len(other.count):
             raise DataError(
                 f"every entry must hold as many values, but some hold {len(self.count)} and others {len(other.count)}"
@@ -56,22 +71,31 @@ class ColumnStats:
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
             *kind,
+            tuple(mine.merge(theirs) for mine, theirs in zip(self.sketches, other.sketches, strict=True)),
         )
 
     def to_plain(self) -> dict[str, Any]:
         """Plain data that travels as JSON; floats come back bit by bit."""
         moments = {name: getattr(self, name).tolist() for name in _MOMENTS}
-        return {**moments, "keys": list(self.keys.items()), "several": self.several, "integers": self.integers}
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        sketches = [sketch.to_plain() for sketch in self.sketches]
+        return {**moments, **plain, "keys": list(self.keys.items()), "sketches": sketches}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> ColumnStats:
         """What `to_plain` described."""
-        moments = {name: np.array(plain[name], np.float64) for name in _MOMENTS}
-        keys = Counter[Key](dict(plain["keys"]))
-        return cls(**moments, keys=keys, several=plain["several"], integers=plain["integers"])
+        moments: dict[str, Any] = {name: np.array(plain[name], np.float64) for name in _MOMENTS}
+        return cls(
+            **moments,
+            **{name: plain[name] for name in _PLAIN},
+            keys=Counter[Key](dict(plain["keys"])),
+            sketches=tuple(map(QuantileSketch.from_plain, plain["sketches"])),
+        )
 
 
+MOST_KEYS = 5_000_000  # distinct values that are counted: a gigabyte or so, and an embedding nobody wants larger
 _MOMENTS = ("count", "mean", "squares", "low", "high")
+_PLAIN = ("several", "integers", "entries", "filled")
 
 
 def numeric_stats(matrix: np.ndarray) -> ColumnStats:
@@ -86,15 +110,34 @@ def numeric_stats(matrix: np.ndarray) -> ColumnStats:
     return ColumnStats(count, mean, (deviation**2).sum(0), low, high)
 
 
-def key_stats(values: Array, name: str) -> ColumnStats:
-    """Counts of the distinct strings or integers of a flat array; nulls are not counted."""
+def key_stats(values: Array, name: str, among: tuple[Key, ...] | None = None) -> ColumnStats:
+    """Counts of the distinct strings or integers (`among`: of these alone) of a flat array; nulls are not counted.
+
+    DataError where they are more than MOST_KEYS.
+    """
     counted = pc.value_counts(values)
     try:
         counted.validate(full=True)
     except pa.ArrowInvalid as error:  # Parquet files of some writers hold any bytes as strings
         raise DataError("must hold strings in UTF-8, but one is not", column=name) from error
+    if among is not None:
+        known = pa.array(among, pa.int64() if isinstance(among[0], int) else pa.string())
+        if known.type != values.type:
+            return ColumnStats()
+        counted = counted.filter(pc.is_in(counted.field("values"), value_set=known))
+    refuse_too_many(len(counted), name)
     pairs = zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)
     return ColumnStats(keys=Counter({key: count for key, count in pairs if key is not None}))
+
+
+def refuse_too_many(distinct: int, name: str | None = None) -> None:
+    """DataError where more values would have to be counted than there is room for."""
+    if distinct > MOST_KEYS:
+        raise DataError(
+            f"holds more than {MOST_KEYS:,} distinct values, too many to learn keys from; declare it as hash_bucket, "
+            f"or give the keys that matter in a vocabulary's `file`",
+            column=name,
+        )
 
 
 # Entries to numbers or keys ---------------------------------------------------------------------------------
@@ -162,14 +205,43 @@ def _refuse_beyond_int64(values: Array, offsets: np.ndarray | None, name: str) -
         )
 
 
-def stats_of(source: Leaf, entries: Array) -> ColumnStats:
-    """Statistics of one fragment's entries; values are counted only where keys are to be learned."""
+def stats_of(source: Leaf, entries: Array, *, quantiles: bool = False) -> ColumnStats:
+    """Statistics of one fragment's entries; values are counted only where keys are to be learned or are declared.
+
+    With `quantiles` a number's distribution is summarised, after its normalizer if that is a registered function.
+    """
     if isinstance(source, Numeric):
-        return numeric_stats(_clean(matrix_of(entries, source.name), source.name))
+        matrix = _clean(matrix_of(entries, source.name), source.name)
+        stats = replace(numeric_stats(matrix), entries=len(matrix))
+        if not quantiles:
+            return stats
+        named = matrix if source.function is None else applied(source.function, source.name, matrix)
+        return replace(stats, sketches=tuple(QuantileSketch.of(component) for component in named.T))
     keys, offsets = keys_of(entries, source.name)  # checks the type, too
-    stats = key_stats(keys, source.name) if isinstance(source, Vocabulary) and source.learned else ColumnStats()
-    integers = pa.types.is_int64(keys.type) and keys.null_count < len(keys)
-    return replace(stats, several=offsets is not None, integers=integers)
+    stats = ColumnStats()
+    if isinstance(source, Vocabulary) and source.file is None:
+        stats = key_stats(keys, source.name, among=source.keys)
+    filled = len(keys) - keys.null_count
+    return replace(
+        stats,
+        several=offsets is not None,
+        integers=pa.types.is_int64(keys.type) and filled > 0,
+        entries=len(entries),
+        filled=filled,
+    )
+
+
+def applied(function: str, column: str, matrix: np.ndarray) -> np.ndarray:
+    """A registered normalizer's results for a float64 matrix [n, D]; ConfigError where they have another shape."""
+    normalizer = registered_normalizer(function)
+    assert normalizer is not None, "built-in normalizers are fields, not functions"
+    found: np.ndarray = np.asarray(normalizer(matrix), np.float64)
+    if found.shape != matrix.shape:
+        raise ConfigError(
+            f"column {column!r}: normalizer {function!r} must return an array of shape {matrix.shape}, as it was "
+            f"given, but returned {found.shape}"
+        )
+    return np.where(np.isfinite(matrix), found, matrix)  # what is missing or bad stays so
 
 
 def _clean(matrix: np.ndarray, name: str) -> np.ndarray:

@@ -1,6 +1,9 @@
 """Local and remote paths through pyarrow's filesystems; files that appear whole or not at all.
 
-A path is a local one, or a URI that pyarrow knows (`s3://`, `gs://`, `hdfs://`). Knows nothing of what the bytes mean.
+A path is a local one, or a URI that pyarrow knows (`s3://`, `gs://`, `hdfs://`), percent-encoded where a name holds
+`%` or `?`, with the filesystem's options behind a question mark: `s3://bucket/data?endpoint_override=host:9000`. What
+is found below a URI is a URI with the same options, so that any process can open it. Knows nothing of what the bytes
+mean.
 """
 
 from __future__ import annotations
@@ -10,14 +13,19 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from pyarrow import fs
 
 from model.errors import ConfigError, DataError
 
 PathLike = str | os.PathLike[str]
+_BUCKETS = ("s3", "gs", "gcs")  # schemes whose paths begin with the URI's host
 
 
 def is_remote(path: PathLike) -> bool:
@@ -29,37 +37,92 @@ def absolute(path: PathLike) -> str:
     """The path as every process may use it: URIs as they are, local paths made absolute (workers change directory)."""
     text = str(path)
     if is_remote(text):
-        return text.rstrip("/")
+        place, options = _options_of(text)
+        return place.rstrip("/") + options
     return os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
 
 
+def _options_of(uri: str) -> tuple[str, str]:
+    """A URI without its options, and the options with their question mark ("" for none)."""
+    place, mark, options = uri.partition("?")
+    return place, mark + options
+
+
 def resolve(path: PathLike) -> tuple[Any, str]:
-    """(filesystem, path inside it). ConfigError for a URI pyarrow cannot read."""
+    """(filesystem, path inside it). ConfigError for a URI pyarrow cannot read, or whose bucket cannot be found."""
     text = absolute(path)
     if not is_remote(text):
         return fs.LocalFileSystem(), text
+    place, options = _options_of(text)
+    scheme, _, rest = place.partition("://")
+    host, _, inner = rest.partition("/")
     try:
-        filesystem, inner = fs.FileSystem.from_uri(text)
-    except (ValueError, OSError) as error:
+        if scheme not in _BUCKETS:
+            filesystem, inner = fs.FileSystem.from_uri(f"{scheme}://{host}/{_encoded(inner)}{options}")
+            return filesystem, inner
+        filesystem, bucket = _bucket(f"{scheme}://{host}{options}")
+    except ValueError as error:
         raise ConfigError(f"{text}: must be a local path or a URI such as s3://bucket/data, but: {error}") from error
-    return filesystem, inner
+    except OSError as error:
+        raise _refused(text, "opened", error) from error
+    return filesystem, f"{bucket}/{unquote(_encoded(inner))}" if inner else bucket
+
+
+@lru_cache(maxsize=64)  # to open a bucket may take requests; thousands of files lie in one
+def _bucket(uri: str) -> tuple[Any, str]:
+    filesystem, bucket = fs.FileSystem.from_uri(uri)
+    return filesystem, bucket
+
+
+def _encoded(inner: str) -> str:
+    """A URI's path as people write it, with spaces and letters of any alphabet, percent-encoded."""
+    return quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", inner), safe="/%!$&'()*+,;=:@[]")
+
+
+def _refused(path: PathLike, what: str, error: OSError) -> ConfigError:
+    """What people can mend: a name, permissions, credentials, an endpoint."""
+    cure = "the bucket's name, the credentials, the region and the endpoint" if is_remote(path) else "its permissions"
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ConfigError(f"{path}: cannot be {what}: {reason}; check {cure}")
+
+
+@contextmanager
+def _told(path: PathLike, what: str) -> Iterator[None]:
+    """Turns refusals of a filesystem into a ConfigError; a full disk stays what it is."""
+    try:
+        yield
+    except OSError as error:
+        if is_remote(path) or isinstance(error, PermissionError):
+            raise _refused(path, what, error) from error
+        raise
 
 
 def join(base: PathLike, *parts: str) -> str:
-    """`base` with parts appended, for local paths and URIs alike."""
-    return "/".join([str(base).rstrip("/"), *parts])
+    """`base` with parts appended, for local paths and URIs alike; a URI keeps its options at its end."""
+    place, options = _options_of(str(base)) if is_remote(base) else (str(base), "")
+    return "/".join([place.rstrip("/"), *parts]) + options
+
+
+def stem(path: PathLike) -> str:
+    """A file's name without its ending, as part of another file's name: signs that mean something in URIs become _."""
+    place = unquote(_options_of(str(path))[0]) if is_remote(path) else str(path)
+    return re.sub(r"[%?#*\[\]]", "_", os.path.splitext(place.rpartition("/")[2])[0])
 
 
 def exists(path: PathLike) -> bool:
     """Whether there is a file or directory at `path`."""
-    filesystem, inner = resolve(path)
-    return bool(filesystem.get_file_info(inner).type != fs.FileType.NotFound)
+    return bool(_kind(path) != fs.FileType.NotFound)
 
 
 def is_directory(path: PathLike) -> bool:
     """Whether there is a directory at `path`."""
+    return bool(_kind(path) == fs.FileType.Directory)
+
+
+def _kind(path: PathLike) -> Any:
     filesystem, inner = resolve(path)
-    return bool(filesystem.get_file_info(inner).type == fs.FileType.Directory)
+    with _told(path, "read"):
+        return filesystem.get_file_info(inner).type
 
 
 def read_bytes(path: PathLike) -> bytes:
@@ -72,10 +135,15 @@ def read_bytes(path: PathLike) -> bytes:
 def write_bytes(path: PathLike, content: bytes) -> None:
     """Writes a file so that readers see the old one or the whole new one, and after a crash either of them."""
     filesystem, inner = resolve(path)
-    if is_remote(path):  # object stores put whole objects
-        with filesystem.open_output_stream(inner) as stream:
-            stream.write(content)
-        return
+    with _told(path, "written"):
+        if is_remote(path):  # object stores put whole objects
+            with filesystem.open_output_stream(inner) as stream:
+                stream.write(content)
+        else:
+            _write_local(inner, content)
+
+
+def _write_local(inner: str, content: bytes) -> None:
     directory = Path(inner).parent
     directory.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{Path(inner).name}.", dir=directory)
@@ -100,14 +168,16 @@ def _umask() -> int:
 def make_directory(path: PathLike) -> None:
     """Creates a directory and its parents; no error where it is there already."""
     filesystem, inner = resolve(path)
-    filesystem.create_dir(inner, recursive=True)
+    with _told(path, "made"):
+        filesystem.create_dir(inner, recursive=True)
 
 
 def list_names(path: PathLike) -> list[str]:
     """Names in a directory, sorted; empty where there is no such directory."""
     filesystem, inner = resolve(path)
-    selector = fs.FileSelector(inner, allow_not_found=True)
-    return sorted(info.base_name for info in filesystem.get_file_info(selector))
+    with _told(path, "listed"):
+        infos = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
+    return sorted(info.base_name for info in infos)
 
 
 def copy_tree(source: PathLike, target: PathLike) -> None:
@@ -139,23 +209,41 @@ def remove_file(path: PathLike) -> None:
 def find_files(pattern: PathLike, suffix: str = ".parquet") -> list[str]:
     """The files a path, directory (recursively) or glob names, as absolute paths or URIs in sorted order.
 
-    Names that begin with '.' or '_' are left out, as everywhere in the Parquet world. DataError when nothing is found.
+    Names that begin with '.' or '_' are left out, as everywhere in the Parquet world. In globs, `*` and `?` stay
+    within a name and `**` is any number of directories; a URI has no `?`, which begins its options. DataError when
+    nothing is found.
     """
     text = absolute(pattern)
-    found = _glob(text, suffix) if _is_glob(text) else _below(text, suffix)
+    try:
+        found = _glob(text, suffix) if _is_glob(text) else _below(text, suffix)
+    except OSError as error:
+        raise DataError(f"cannot be listed: {str(error).splitlines()[0]}", file=text) from error
     if not found:
         raise DataError(f"must hold at least one {suffix} file, but holds none; check the path", file=text)
     return sorted(found)
 
 
+def search_root(pattern: PathLike, files: Sequence[str]) -> str:
+    """The directory, without its options, below which the layout of `files` is that of the data `pattern` names."""
+    text = absolute(pattern)
+    place = _options_of(text)[0] if is_remote(text) else text
+    if place in files or all(file.startswith(f"{place}/") for file in files):
+        return place
+    return re.split(r"[*?[]", place, maxsplit=1)[0].rpartition("/")[0]
+
+
 def _is_glob(text: str) -> bool:
     """A file may be called `a[1].parquet`, and a URI's options begin with a question mark."""
-    return glob.has_magic(text.partition("?")[0] if is_remote(text) else text) and not exists(text)
+    place = _options_of(text)[0] if is_remote(text) else text
+    if not glob.has_magic(place):
+        return False
+    filesystem, inner = resolve(text)
+    return bool(filesystem.get_file_info(inner).type == fs.FileType.NotFound)
 
 
 def _glob(text: str, suffix: str) -> list[str]:
     if is_remote(text):
-        raise DataError("globs are for local paths; name the directory instead", file=text)
+        return _remote_glob(text, suffix)
     root = os.path.dirname(re.split(r"[*?[]", text, maxsplit=1)[0])
     found = set()
     for match in glob.glob(text, recursive=True):
@@ -164,23 +252,60 @@ def _glob(text: str, suffix: str) -> list[str]:
     return list(found)
 
 
+def _remote_glob(text: str, suffix: str) -> list[str]:
+    """Lists all below the directory before the first wildcard: object stores have no cheaper way."""
+    place, options = _options_of(text)
+    root = re.split(r"[*[]", place, maxsplit=1)[0].rpartition("/")[0]
+    matches = _glob_pattern(unquote(place[len(root) + 1 :])).fullmatch
+    return [
+        f"{root}/{quote(name)}{options}"
+        for name in _files_below(root + options, allow_not_found=True)
+        if matches(name) or (name.endswith(suffix) and any(map(matches, _directories(name))))
+    ]
+
+
+def _glob_pattern(pattern: str) -> re.Pattern[str]:
+    """A glob as a regular expression: `*` does not cross a slash, `**` as a whole name is any directories."""
+    pieces = re.split(r"((?:(?<=/)|^)\*\*/|\*|\?|\[[^\]]+\])", pattern)
+    return re.compile("".join(_GLOB.get(piece) or _set_or_text(piece) for piece in pieces))
+
+
+_GLOB = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+
+
+def _set_or_text(piece: str) -> str:
+    if not piece.startswith("["):
+        return re.escape(piece)
+    negated = piece[1] == "!"
+    members = piece[1 + negated : -1].replace("\\", "\\\\")
+    return f"[{'^' if negated else ''}{members}]"
+
+
+def _directories(path: str) -> Iterator[str]:
+    """The directories that hold a path, nearest first."""
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
 def _below(text: str, suffix: str) -> list[str]:
     filesystem, inner = resolve(text)
-    try:
-        info = filesystem.get_file_info(inner)
-        if info.type == fs.FileType.NotFound:
-            raise DataError("there is no such file or directory; check the path", file=text)
-        if info.type == fs.FileType.File:
-            return [text]
-        files = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
-    except OSError as error:
-        raise DataError(f"cannot be listed: {str(error).splitlines()[0]}", file=text) from error
-    prefix = text.split("://")[0] + "://" if is_remote(text) else ""
-    return [
-        prefix + item.path
-        for item in files
-        if item.type == fs.FileType.File and item.path.endswith(suffix) and not _hidden(item.path[len(inner) :])
-    ]
+    info = filesystem.get_file_info(inner)
+    if info.type == fs.FileType.NotFound:
+        raise DataError("there is no such file or directory; check the path", file=text)
+    if info.type == fs.FileType.File:
+        return [text]
+    names = [name for name in _files_below(text) if name.endswith(suffix)]
+    return [join(text, quote(name) if is_remote(text) else name) for name in names]
+
+
+def _files_below(directory: str, *, allow_not_found: bool = False) -> list[str]:
+    """Visible files in a directory and those in it, by their paths from it."""
+    filesystem, inner = resolve(directory)
+    selector = fs.FileSelector(inner, allow_not_found=allow_not_found, recursive=True)
+    files = [info.path for info in filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+    names = [path[len(inner) :].lstrip("/") for path in files]
+    return [name for name in names if not _hidden(name)]
 
 
 def _hidden(relative: str) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.registry import check_optimizer
 from model.schedules import Schedule
@@ -50,18 +52,61 @@ class TrainConfig(OptimizerConfig):
     """How long and on what batches to train."""
 
     epochs: int | None = Field(None, ge=1, description="passes over the training rows; 1 where steps is null, too")
-    steps: int | None = Field(None, ge=1, description="optimizer steps; exclusive with epochs")
-    batch_sequences: int = Field(32, ge=1, description="rows of the global batch, over all workers")
+    steps: int | None = Field(
+        None, ge=1, description="steps: a batch, segment or accumulated group each; exclusive with epochs"
+    )
+    batch_sequences: int | None = Field(
+        32, ge=1, description="rows of the global batch, over all workers; null where batch_padded_steps is given"
+    )
+    batch_padded_steps: int | None = Field(
+        None, ge=1, description="or a global batch of so many rows that rows times the longest is at most this"
+    )
     window_batches: int = Field(
         64, ge=1, description="batches a shuffling window holds; more pad less, need more memory"
     )
     seed: int = Field(42, ge=0, lt=2**32, description="decides initial weights, order of rows and dropout masks")
+    unroll_steps: int | None = Field(
+        None,
+        ge=1,
+        description="truncated back-propagation: sequences are trained in segments of so many steps, an optimizer step "
+        "each, with the state carried on; bounds memory; null trains whole sequences",
+    )
+    accumulate_batches: int = Field(
+        1, ge=1, description="batches of one optimizer step, computed one after another; the mean is over all of them"
+    )
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="bf16 computes in bfloat16 where that is safe; weights and losses stay float32"
+    )
+    tf32: bool = Field(False, description="CUDA: float32 products may use TensorFloat32, faster and 1e-3 as exact")
+    deterministic: bool = Field(
+        False, description="CUDA: only kernels that give the same bits each time, or an error; CPUs always do"
+    )
 
     def model_post_init(self, context: object) -> None:
         super().model_post_init(context)
         if self.epochs is not None and self.steps is not None:
             raise ValueError("epochs and steps exclude each other; set one of them to null")
+        if self.batch_sequences is not None and self.batch_padded_steps is not None:
+            raise ValueError("batch_sequences and batch_padded_steps exclude each other; set one of them to null")
+        if self.batch_sequences is None and self.batch_padded_steps is None:
+            raise ValueError("batch_sequences or batch_padded_steps must be given, but both are null")
 
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Optimizer steps of the whole training."""
-        return self.steps if self.steps is not None else steps_per_epoch * (self.epochs or 1)
+    @model_validator(mode="before")
+    @classmethod
+    def _one_batch_bound(cls, values: Any) -> Any:
+        """A budget of steps takes the place of the default number of rows."""
+        if isinstance(values, Mapping) and values.get("batch_padded_steps") is not None:
+            return {"batch_sequences": None, **values}
+        return values
+
+    def total_steps(self, first_step: Callable[[int], int]) -> int:
+        """Steps of the whole training, with unroll_steps the least that its epochs take.
+
+        `first_step` gives the batch that an epoch begins with (`Plan.first_step`).
+        """
+        if self.steps is not None:
+            return self.steps
+        starts = [first_step(epoch) for epoch in range((self.epochs or 1) + 1)] if self.accumulate_batches > 1 else []
+        if not starts:
+            return first_step(self.epochs or 1)
+        return sum(-(-(stop - start) // self.accumulate_batches) for start, stop in pairwise(starts))

@@ -8,7 +8,8 @@ weight 0 moves nothing. Knows no Ray, no files: how buffers are added up across 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +20,9 @@ from model.dropout import DropoutKey
 from model.errors import TrainingError
 from model.labels import FittedLabel
 from model.network import RnnNetwork
-from model.optimizers import FlatParameters, StepConfig
+from model.optimizers import VOTES, FlatParameters, StepConfig
 from model.rows import GROUPS
+from model.segments import CARRIED, Unrolling
 from model.torch_optimizers import NO_CODE, OptimizerCode, make_optimizer
 from model.train_config import TrainConfig as TrainConfig
 
@@ -39,8 +41,11 @@ class Trainer:
     """A network, its optimizer and the steps made so far. `reduce` adds a buffer up over all workers, in place.
 
     `position` counts global batches, those of weight 0 included, which make no optimizer step: it is the place in the
-    plan, and what dropout masks are drawn from. `code` is what no config can hold: an optimizer or a clipping function
-    of the user's.
+    plan, and what dropout masks are drawn from. A step takes one batch, or a segment of one, or several of either.
+    `autocast` computes forward and backward in that type; weights, gradients and losses keep the network's. `code` is
+    what no config can hold: an optimizer or a clipping function of the user's.
+
+    `vote` is what this worker tells the others with its next step; `votes` is the sum of what all have told.
     """
 
     def __init__(
@@ -51,15 +56,18 @@ class Trainer:
         *,
         seed: int,
         reduce: Reduce | None = None,
+        autocast: torch.dtype | None = None,
         code: OptimizerCode = NO_CODE,
     ) -> None:
         self.network = network
         self.label = label
         self.seed = seed
         self.reduce = reduce
+        self.autocast = autocast
         self.flat = FlatParameters(network)
         self.optimizer = make_optimizer(config, self.flat, code)
         self.position = 0
+        self.vote = self.votes = (0.0,) * VOTES
         names = {id(parameter): name for name, parameter in network.named_parameters() if parameter.requires_grad}
         self._tables = [
             (names[id(part.table)], group, part)
@@ -81,6 +89,7 @@ class Trainer:
 
     def load_state(self, numbers: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         """Goes on from a `state`; the weights are the network's business. ConfigError for another optimizer's."""
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(CARRIED)}
         self.optimizer.check_fits(numbers, tensors)
         self.position = int(numbers["step"])
         self.optimizer.load_state(int(numbers["optimizer_steps"]), tensors, numbers)
@@ -90,13 +99,25 @@ class Trainer:
 
         TrainingError when the loss or the gradient is not finite; the weights then are those before the step.
         """
-        self.flat.buffer.zero_()
         self.position += 1
-        if batch is not None:
-            self._accumulate(batch)
+        return self.step_over([Unrolling(self.position, batch)], 0)
+
+    def step_over(self, parts: Sequence[Unrolling], number: int) -> StepResult:
+        """One step on segment `number` of several batches: the weighted mean over all their steps (or rows).
+
+        `position` is left to the caller. TrainingError as `step`.
+        """
+        self.flat.buffer.zero_()
+        if any(self.vote):
+            self.flat.votes.copy_(torch.tensor(self.vote))
+        for part in parts:
+            batch = part.segment(number)
+            if batch is not None:
+                self._accumulate(part, number, batch.to(self.network.device, self.network.dtype))
         if self.reduce is not None:
             self.reduce(self.flat.buffer)
-        loss, weight = self.flat.sums.tolist()
+        loss, weight, *votes = self.flat.buffer[-2 - VOTES :].tolist()
+        self.votes = tuple(votes)
         if weight == 0:
             return StepResult(math.nan, 0.0, 0.0)
         if not math.isfinite(loss):
@@ -108,17 +129,27 @@ class Trainer:
         norm = self.optimizer.step(self.optimizer.config.rate(self.step_count))
         return StepResult(loss / weight, weight, norm)
 
-    def _accumulate(self, batch: SequenceBatch) -> None:
-        """Adds this worker's gradients, look-up marks, loss and weight to the buffer."""
+    def _accumulate(self, part: Unrolling, number: int, batch: SequenceBatch) -> None:
+        """Adds this worker's gradients, look-up marks, loss and weight to the buffer, and carries the states on."""
         assert batch.labels is not None, "training needs labels"
         assert batch.weights is not None, "labels come with weights"
-        key = DropoutKey(self.seed, self.position, batch.rows_B)
-        output = self.network(batch, keep_state=False, dropout=key)
-        labels = batch.labels
-        total = (heads.loss(self.label, output.logits, labels) * batch.weights).sum()
-        torch.autograd.backward(total)
-        for name, group, part in self._tables:
-            self.flat.mark(name, part.rows_read(batch.sequence if group == "sequence" else batch.context))
-            if part.key in batch.looked_up:
-                self.flat.mark(name, batch.looked_up[part.key])
-        self.flat.sums.copy_(torch.stack([total.detach(), batch.weights.sum()]))
+        key = DropoutKey(self.seed, part.position, batch.rows_B, part.first_step(number))
+        goes_on, learns = part.goes_on(number), part.learns(number)
+        with torch.set_grad_enabled(learns):
+            with nullcontext() if self.autocast is None else torch.autocast(batch.rows_B.device.type, self.autocast):
+                output = self.network(batch, keep_state=goes_on, dropout=key)
+            losses = heads.loss(self.label, output.logits.to(self.network.dtype), batch.labels)
+            total = (losses * batch.weights).sum()
+        if learns:
+            torch.autograd.backward(total)
+            self._count(batch, total.detach())
+        if goes_on:  # last, for backward reads the states that this replaces
+            part.carry(number, [tensor.to(self.network.dtype) for tensor in output.state])
+
+    def _count(self, batch: SequenceBatch, total: torch.Tensor) -> None:
+        assert batch.weights is not None, "labels come with weights"
+        for name, group, column in self._tables:
+            self.flat.mark(name, column.rows_read(batch.sequence if group == "sequence" else batch.context))
+            if column.key in batch.looked_up:
+                self.flat.mark(name, batch.looked_up[column.key])
+        self.flat.sums.add_(torch.stack([total, batch.weights.sum()]))

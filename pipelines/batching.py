@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import ray.data
+import torch
 
 from model.batch import SequenceBatch, collate
 from model.errors import from_plain
@@ -22,24 +23,44 @@ from model.plan import DataIndex, Plan
 from model.row_transport import from_arrow
 from model.rows import EncodedRows, FittedColumns, concat
 from pipelines.cluster import configure_ray_data
+from pipelines.prefetch import prefetched
 from pipelines.reading import ERROR, ReadTask, Request, RowReader
 
+CPU = torch.device("cpu")
 ROWS_PER_PIPELINE = 1 << 20  # bounds the row numbers that one pipeline holds
 REQUESTS_PER_PIPELINE = 1 << 9
 KEPT_BYTES = 512 * 2**20  # of encoded rows that a worker keeps rather than reads again each epoch
 
 
 def batches(
-    plan: Plan, reader: RowReader, rank: int, world: int, start_step: int, stop_step: int, plugins: tuple[str, ...] = ()
+    plan: Plan,
+    reader: RowReader,
+    rank: int,
+    world: int,
+    start_step: int,
+    stop_step: int,
+    plugins: tuple[str, ...] = (),
+    device: torch.device = CPU,
 ) -> Iterator[SequenceBatch | None]:
-    """Rank's batch of each step from start_step to stop_step − 1; None where it has no row of that step's batch."""
+    """Rank's batch of each step from start_step to stop_step − 1; None where it has no row of that step's batch.
+
+    Some are computed ahead, in a thread, and lie on `device` when they come.
+    """
+    return prefetched(_batches(plan, reader, rank, world, start_step, stop_step, plugins), device)
+
+
+def _batches(
+    plan: Plan, reader: RowReader, rank: int, world: int, start_step: int, stop_step: int, plugins: tuple[str, ...]
+) -> Iterator[SequenceBatch | None]:
     pieces = plan.pieces(rank, world, start_step, stop_step)
     counts = (plan.rank_rows(step, rank, world) for step in range(start_step, stop_step))
     epochs = (stop_step - start_step) / plan.steps_per_epoch
     if epochs > 1 and encoded_bytes(plan.index, reader.columns) <= KEPT_BYTES:
         kept = KeptRows(plan.index, lambda requests: read_encoded(requests, reader, plugins))
-        return cut((kept.take(piece.rows) for piece in pieces), counts)
-    return cut(read_encoded((Request.of(plan.index, piece.rows) for piece in pieces), reader, plugins), counts)
+        parts: Iterator[EncodedRows] = (kept.take(piece.rows) for piece in pieces)
+    else:
+        parts = read_encoded((Request.of(plan.index, piece.rows) for piece in pieces), reader, plugins)
+    yield from cut(parts, counts)
 
 
 def encoded_bytes(index: DataIndex, columns: FittedColumns) -> int:

@@ -24,7 +24,11 @@ from pipelines.cli_options import (
     local_cpus,
     ray_for,
 )
+from pipelines.command_fit import fit_columns
+from pipelines.command_inspect import inspect
 from pipelines.command_model import export, import_tf
+from pipelines.command_prepare import prepare
+from pipelines.command_runs import runs
 from pipelines.command_score import evaluate, evaluate_data, predict, predict_data
 from pipelines.console import Console
 
@@ -82,9 +86,11 @@ def train(context: typer.Context, config: ConfigFile, overrides: Overrides = Non
     run = load_run(config, overrides or [])
     check_run(run, resume=resume)  # before Ray starts: a mistake is told at once
     find_files(run.data.train)
-    with ray_for(context, run.resources.workers, run.resources.address):
+    with ray_for(context, run.resources.room, run.resources.address):
         result = _train(context.obj, run, resume=resume)
     context.obj.table(f"best bundle: {result.bundle}", result.metrics | {"fingerprint": result.fingerprint})
+    if result.report is not None:
+        context.obj.say(f"report: {result.report}")
 
 
 def _train(console: Console, run: RunConfig, *, resume: bool = False) -> Any:
@@ -140,8 +146,12 @@ def _tune(console: Console, run: RunConfig, *, resume: bool = False) -> Any:
     return result
 
 
+app.command()(inspect)
+app.command("fit-columns")(fit_columns)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(prepare)
+app.command()(runs)
 
 
 @app.command()
@@ -217,7 +227,7 @@ def demo(
 
     config = stages.load(directory, quick=quick)
     console = context.obj
-    with ray_for(context, config.resources.workers, None):
+    with ray_for(context, config.resources.room, None):
         from serve.client import Client
 
         rooms = stages.Stages(

@@ -11,7 +11,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipelines.machine import listens
 from pipelines.private_ray import EVERY_RAY, private_ray, set_defaults
 
 SPARE_CPUS = 2  # without a spare logical CPU Ray Data waits for ever, and says nothing
+WAIT_SECONDS = 900.0  # an autoscaler takes minutes: a machine, its image, our dependencies
 RAY_UP_FILE = Path("~/ray_bootstrap_config.yaml")  # `ray up` leaves the whole cluster.yaml on the head node
 
 
@@ -66,16 +68,26 @@ def ray_session(
             yield _session(started=False)
     else:
         with private_ray(logical_cpus, gpus, object_store_bytes, **_logging(quiet=quiet)):
-            _require(logical_cpus, gpus or 0, most=None)
+            _require(logical_cpus, gpus or 0, most=None, wait_seconds=0)
             yield _session(started=True)
 
 
-def preflight(cpus: float, gpus: float) -> None:
+def preflight(cpus: float, gpus: float, wait_seconds: float = WAIT_SECONDS) -> None:
     """Raise ResourceError at once if the connected Ray can never offer `cpus` and `gpus`.
 
-    Where an autoscaler may still add nodes, this only says so: the job's own requests make it add them.
+    Where an autoscaler may still add nodes, this only says so: the job's own requests make it add them. It waits for
+    the first CPU, at most `wait_seconds`: without any, Ray Data would wait for ever.
     """
-    _require(cpus, gpus, most=_autoscaled_resources())
+    _require(cpus, gpus, most=_autoscaled_resources(), wait_seconds=wait_seconds)
+
+
+def preflight_workers(
+    workers: int, cpus_each: float, gpus_each: float, *, spare_cpus: float = 1, wait_seconds: float = WAIT_SECONDS
+) -> None:
+    """`preflight` for workers that each must fit on one node, and `spare_cpus` for Ray Data beside them."""
+    preflight(workers * cpus_each + spare_cpus, workers * gpus_each, wait_seconds)
+    each = {"CPU": float(cpus_each), "GPU": float(gpus_each)}
+    require_room(_nodes(), workers, each, most=_autoscaled_room(each))
 
 
 def available_gpus() -> int:
@@ -104,6 +116,14 @@ def configure_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def on_this_node() -> Any:
+    """Where an actor belongs that must live as long as this process: Ray puts it anywhere, and nodes die."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def refuse_unsafe_environment() -> None:
@@ -195,7 +215,7 @@ def cluster_file() -> Path:
 # --- what the cluster has --------------------------------------------------------------------------------------------
 
 
-def _require(cpus: float, gpus: float, *, most: Mapping[str, float] | None) -> None:
+def _require(cpus: float, gpus: float, *, most: Mapping[str, float] | None, wait_seconds: float) -> None:
     """`most` is what the cluster may grow to, or None where it is what it is."""
     import ray
 
@@ -203,33 +223,112 @@ def _require(cpus: float, gpus: float, *, most: Mapping[str, float] | None) -> N
     there = ray.cluster_resources()
     if _covers(there, needed):
         return
-    needs = f"{_amounts(needed)} must be in the Ray cluster"
+    needs = f"{amounts(needed)} must be in the Ray cluster"
     if most is not None and _covers(most, needed):
-        print(f"{needs}; it has {_amounts(there)}: waiting for its autoscaler", file=sys.stderr, flush=True)
+        print(f"{needs}; it has {amounts(there)}: waiting for its autoscaler", file=sys.stderr, flush=True)
+        if there.get("CPU", 0.0) < 1:
+            _await_a_cpu(wait_seconds)
         return
     if most is None:
-        raise ResourceError(f"{needs}, but it has {_amounts(there)}: lower resources.workers, or use a larger cluster")
+        raise ResourceError(f"{needs}, but it has {amounts(there)}: lower resources.workers, or use a larger cluster")
     raise ResourceError(
-        f"{needs}, but it has {_amounts(there)} and grows to {_amounts(most)} at most: lower resources.workers, or "
+        f"{needs}, but it has {amounts(there)} and grows to {amounts(most)} at most: lower resources.workers, or "
         "raise max_workers in cluster.yaml and run ray up again"
     )
+
+
+def _await_a_cpu(seconds: float) -> None:
+    """A task that needs a CPU makes the autoscaler add a node that has one; ResourceError where none comes in time."""
+    import ray
+
+    task = ray.remote(num_cpus=1)(_nothing).remote()
+    try:
+        ray.get(task, timeout=seconds)
+    except ray.exceptions.GetTimeoutError as error:
+        ray.cancel(task)
+        raise ResourceError(
+            f"a node with a CPU must come within {seconds:g} s, but the autoscaler of the Ray cluster has added none: "
+            "look at what it says (ray status), such as that there is no quota or no such machine"
+        ) from error
+
+
+def _nothing() -> None:
+    """What waits for a CPU."""
+
+
+def require_room(
+    nodes: Sequence[Mapping[str, float]], workers: int, each: Mapping[str, float], *, most: float | None
+) -> None:
+    """ResourceError unless `workers` of `each` fit on `nodes`; `most` is what an autoscaler can make room for.
+
+    A cluster may have CPUs enough and no node that holds one worker: Ray would wait for such a node for ever.
+    """
+    room = sum(_room_on(node, each) for node in nodes)
+    if max(room, most or 0) >= workers:
+        return
+    kinds = Counter(amounts(node) for node in nodes)
+    told = ", ".join(f"{count} with {amounts}" for amounts, count in sorted(kinds.items()))
+    grows = "" if most is None else f" and would hold {most:g} at most with what its autoscaler adds"
+    raise ResourceError(
+        f"{workers} worker{'' if workers == 1 else 's'} of {amounts(each)} must fit on nodes of the Ray cluster, each "
+        f"on one node, but its nodes ({told}) hold {room}{grows}: lower resources.cpus_per_worker or "
+        "resources.workers, or use larger nodes"
+    )
+
+
+def _room_on(node: Mapping[str, float], each: Mapping[str, float]) -> int:
+    return int(min(node.get(name, 0.0) // amount for name, amount in each.items() if amount))
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each living node has."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _covers(there: Mapping[str, float], needed: Mapping[str, float]) -> bool:
     return all(there.get(name, 0.0) >= amount for name, amount in needed.items())
 
 
-def _amounts(resources: Mapping[str, float]) -> str:
+def amounts(resources: Mapping[str, float]) -> str:
+    """CPUs and GPUs in words."""
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     return f"{cpus:g} CPU{'' if cpus == 1 else 's'} and {gpus:g} GPU{'' if gpus == 1 else 's'}"
 
 
 def _autoscaled_resources() -> dict[str, float] | None:
     """What an autoscaler may grow the connected cluster to; None where there is no autoscaler."""
-    if os.environ.get("RAY_USAGE_STATS_KUBERAY_IN_USE") == "1":
+    if _is_kuberay():
         return {"CPU": math.inf, "GPU": math.inf}  # its limits are Kubernetes', which we cannot see
+    cluster = _ray_up_cluster()
+    return None if cluster is None else most_resources(cluster)
+
+
+def _autoscaled_room(each: Mapping[str, float]) -> float | None:
+    """For how many workers an autoscaler may make room in the connected cluster; None where there is no autoscaler."""
+    if _is_kuberay():
+        return math.inf
+    cluster = _ray_up_cluster()
+    return None if cluster is None else most_room(cluster, each)
+
+
+def _is_kuberay() -> bool:
+    return os.environ.get("RAY_USAGE_STATS_KUBERAY_IN_USE") == "1"
+
+
+def _ray_up_cluster() -> dict[str, Any] | None:
+    """The cluster.yaml of `ray up`, on the head that it has started."""
     file = RAY_UP_FILE.expanduser()
-    return most_resources(yaml.safe_load(file.read_text())) if file.is_file() else None
+    return yaml.safe_load(file.read_text()) if file.is_file() else None
+
+
+def most_room(cluster: Mapping[str, Any], each: Mapping[str, float]) -> int:
+    """For how many workers of `each` a cluster.yaml has room: on its head and the best set of nodes that it allows."""
+    types = cluster["available_node_types"]
+    workers = [_room_on(node["resources"], each) for node in types.values() for _ in range(node.get("max_workers", 0))]
+    head = _room_on(types[cluster["head_node_type"]]["resources"], each)
+    return head + sum(sorted(workers, reverse=True)[: cluster["max_workers"]])
 
 
 def most_resources(cluster: Mapping[str, Any]) -> dict[str, float]:

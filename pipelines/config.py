@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from model.config import ModelConfig
+from model.filters import Filter
 from model.registry import import_plugins
 from model.settings import Settings, build, load_settings
 from model.storage import absolute, join
 from model.train_config import TrainConfig
+from pipelines.stopping import EarlyStoppingConfig
+from pipelines.tracking_config import TrackingConfig
+from pipelines.workers import WorkerRange, room_for
 
 
 class DataConfig(Settings):
@@ -28,6 +32,24 @@ class DataConfig(Settings):
         0.1, ge=0, lt=1, description="share of keys (or rows) that validate where `validation` is null; 0 for none"
     )
     key: str | None = Field(None, description="column that names the entity: its rows never straddle the split")
+    filter: str | None = Field(
+        None, description="rows to train and validate on, as in \"country == 'DE' and year >= 2020\"; null for all"
+    )
+    on_bad_rows: Literal["error", "skip"] = Field(
+        "error", description="skip: count the rows that break the contract, set them aside and go on without them"
+    )
+
+    @field_validator("filter")
+    @classmethod
+    def _readable(cls, text: str | None) -> str | None:
+        if text is not None:
+            Filter(text)
+        return text
+
+    @property
+    def where(self) -> Filter | None:
+        """The filter; None for all rows."""
+        return None if self.filter is None else Filter(self.filter)
 
 
 class RunTrainConfig(TrainConfig):
@@ -39,16 +61,52 @@ class RunTrainConfig(TrainConfig):
     validation_batches: int | None = Field(
         None, ge=1, description="validate on at most so many batches of the validation rows; null for all of them"
     )
+    checkpoint_every_steps: int | None = Field(
+        None, ge=1, description="steps between checkpoints beside those of the validations, which always make one"
+    )
+    checkpoint_every_minutes: float | None = Field(
+        None, gt=0, description="minutes after a checkpoint until the next one, if none has been made before"
+    )
+    max_minutes: float | None = Field(
+        None, gt=0, description="time budget beside steps or epochs: the first step beyond it is the last"
+    )
+    early_stopping: EarlyStoppingConfig | None = Field(
+        None, description="ends the training when a metric has stopped getting better; null for never"
+    )
+    keep_best: int = Field(1, ge=1, description="how many of the best bundles are kept, beside the latest")
+    warm_start: str | None = Field(
+        None, description="a bundle (or a run's directory) to begin with: its weights, columns and classes"
+    )
+    new_vocabulary: Literal["refuse", "unknown", "add"] = Field(
+        "refuse", description="keys that the bundle of warm_start does not know: unknown as in scoring, or added"
+    )
 
 
 class ResourcesConfig(Settings):
     """What the training may use."""
 
-    workers: int = Field(1, ge=1, description="training processes, each with a slice of every batch")
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] | WorkerRange = Field(
+        1,
+        description="training processes, each with a slice of every batch; auto: a GPU each, or all CPUs; {min, max}: "
+        "goes on with fewer when nodes go",
+    )
     gpu: bool | Literal["auto"] = Field("auto", description="auto: a GPU a worker where the cluster has enough of them")
     cpus_per_worker: int = Field(1, ge=1, description="logical CPUs and torch threads of a worker")
     max_failures: int = Field(3, ge=0, description="restarts from the latest checkpoint after a worker or node dies")
+    start_timeout_seconds: float = Field(
+        900.0,
+        gt=0,
+        description="seconds until there must be room for all workers: nodes that an autoscaler adds are slow",
+    )
+    collective_timeout_seconds: float = Field(
+        600.0, gt=0, description="seconds the workers wait for one of them; it is then named, killed and started again"
+    )
     address: str | None = Field(None, description="address of a Ray cluster to join; null starts one on this machine")
+
+    @property
+    def room(self) -> int:
+        """Workers that Ray must have room for when it is started or joined."""
+        return room_for(self.workers, self.cpus_per_worker, self.address)
 
 
 class RunConfig(Settings):
@@ -63,6 +121,7 @@ class RunConfig(Settings):
     model: ModelConfig
     train: RunTrainConfig = Field(RunTrainConfig(), description="optimizer, batches and budget")
     resources: ResourcesConfig = Field(ResourcesConfig(), description="workers and their hardware")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="followers of a training")
     tune: dict[str, Any] | None = Field(None, description="the sweep; see `dynamic-rnn tune --help`")
     serve: dict[str, Any] | None = Field(None, description="the service; see `dynamic-rnn serve --help`")
 
@@ -87,4 +146,7 @@ def run_config(mapping: dict[str, Any], *, where: str) -> RunConfig:
         import_plugins([name for name in plugins if isinstance(name, str)])
     config = build(RunConfig, mapping, where=where)
     paths = {name: absolute(path) for name in ("train", "validation", "test") if (path := getattr(config.data, name))}
-    return config.model_copy(update={"data": config.data.model_copy(update=paths), "output": absolute(config.output)})
+    changed: dict[str, Any] = {"data": config.data.model_copy(update=paths), "output": absolute(config.output)}
+    if config.train.warm_start is not None:
+        changed["train"] = config.train.model_copy(update={"warm_start": absolute(config.train.warm_start)})
+    return config.model_copy(update=changed)

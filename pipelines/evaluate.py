@@ -3,53 +3,135 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Literal
 
-from model.errors import DataError
+import numpy as np
+import pyarrow as pa
+
+from model.bad_rows import Reason, find_bad_rows, merged_reasons, reasons_of
+from model.errors import ConfigError, DataError
+from model.filter_arrow import kept_rows
+from model.filters import Filter
 from model.metrics import MetricState, merged, results
-from model.parquet import find_fragments, read_fragment
+from model.parquet import find, is_stored, read_fragment
 from model.plan import Fragment
 from model.registry import import_plugins
+from model.rows import encode_rows
 from model.runs import resolve_bundle
-from model.scan import first_row, read_columns
+from model.scan import first_row, optional_columns, read_columns
+from pipelines.data_report import DataReport
 from pipelines.fragments import over_fragments
+from pipelines.scanning import Quarantine
+
+BAD_ROWS, FILTERED_ROWS = "bad_rows", "filtered_rows"
 
 
 def evaluate(
-    bundle: str, data: str, *, plugins: tuple[str, ...] = (), progress: Callable[[int, int], None] | None = None
+    bundle: str,
+    data: str,
+    *,
+    plugins: tuple[str, ...] = (),
+    progress: Callable[[int, int], None] | None = None,
+    filter: str | None = None,
+    on_bad_rows: Literal["error", "skip"] = "error",
+    quarantine: str | None = None,
+    on_report: Callable[[DataReport], None] | None = None,
 ) -> dict[str, float]:
     """Metrics of a bundle (or a run's best) over all rows under `data`; see `model.metrics.results`.
 
-    DataError names file, row and column; CheckpointError when the bundle is damaged.
+    With `filter` they are those of the rows that it keeps, and `filtered_rows` counts the others. With
+    `on_bad_rows="skip"` bad rows are left out, counted in `bad_rows` and written to the directory `quarantine`, if one
+    is named; `on_report` is told why. DataError names file, row and column; CheckpointError when the bundle is damaged.
     """
     from model.checkpoint import load_bundle
 
+    if quarantine is not None and on_bad_rows == "error":
+        raise ConfigError("a quarantine is for on_bad_rows='skip'; with 'error' a bad row ends the evaluation")
     import_plugins(plugins)
     path = resolve_bundle(bundle)
     loaded = load_bundle(path)
-    fragments = find_fragments(data, read_columns(loaded.config))
-    states: list[MetricState] = []
-    for state in over_fragments(FragmentEvaluator, (path, plugins), fragments):
-        states.append(state)
+    where = None if filter is None else Filter(filter)
+    found = find(data, read_columns(loaded.config), optional=optional_columns(loaded.config), where=where)
+    arguments = (path, plugins, where, on_bad_rows == "skip", quarantine)
+    parts: list[dict[str, Any]] = []
+    for part in over_fragments(FragmentEvaluator, arguments, found.fragments):
+        parts.append(part)
         if progress is not None:
-            progress(len(states), len(fragments))
-    return results(loaded.label, merged(states))
+            progress(len(parts), len(found.fragments))
+    reasons = merged_reasons(Reason(**reason) for part in parts for reason in part["reasons"])
+    filtered = found.excluded_rows + sum(part["filtered"] for part in parts)
+    metrics = results(loaded.label, merged(part["metrics"] for part in parts))
+    bad = sum(reason.rows for reason in reasons)
+    if on_report is not None:
+        rows = found.excluded_rows + sum(fragment.rows for fragment in found.fragments)
+        on_report(DataReport(rows, rows - filtered - bad, filtered, bad, found.excluded_files, reasons))
+    if where is not None:
+        metrics[FILTERED_ROWS] = filtered
+    if on_bad_rows == "skip":
+        metrics[BAD_ROWS] = bad
+    return metrics
 
 
 class FragmentEvaluator:
-    """Holds the model; gives the metric sums of a fragment."""
+    """Holds the model; gives the metric sums of a fragment, and what became of its rows."""
 
-    def __init__(self, bundle: str, plugins: tuple[str, ...], *, device: str) -> None:
+    def __init__(
+        self,
+        bundle: str,
+        plugins: tuple[str, ...],
+        where: Filter | None,
+        skip: bool,
+        quarantine: str | None,
+        *,
+        device: str,
+    ) -> None:
         from model.checkpoint import load_bundle
 
         import_plugins(plugins)
         self.bundle = load_bundle(bundle)
         self.network = self.bundle.network().to(device)
+        self.where = where
+        self.skip = skip
+        self.quarantine = None if quarantine is None else Quarantine(quarantine)
 
-    def __call__(self, fragment: Fragment) -> MetricState:
-        from model.evaluation import table_metrics
-
-        table = read_fragment(fragment, read_columns(self.bundle.config))
+    def __call__(self, fragment: Fragment) -> dict[str, Any]:
+        names = [*read_columns(self.bundle.config), *(self.where.columns if self.where is not None else ())]
         try:
-            return table_metrics(self.network, self.bundle.columns, self.bundle.label, table)
+            table = read_fragment(fragment, names)
+        except DataError as error:
+            if not self.skip or not is_stored(fragment):
+                raise
+            reason = Reason(error.problem, None, fragment.rows, fragment.file, None)
+            return {"metrics": {}, "filtered": 0, "reasons": [asdict(reason)]}
+        try:
+            return self._evaluated(table, fragment)
         except DataError as error:
             raise error.located(file=fragment.file, first_row=first_row(fragment)) from error.__cause__
+
+    def _evaluated(self, table: pa.Table, fragment: Fragment) -> dict[str, Any]:
+        rows = np.arange(table.num_rows) if self.where is None else np.flatnonzero(kept_rows(self.where, table))
+        filtered, errors = table.num_rows - len(rows), {}
+        used = table.take(pa.array(rows)) if filtered else table
+        try:
+            metrics = self._metrics(used)
+        except DataError as error:
+            if not self.skip:
+                row = None if error.row is None else int(rows[error.row])
+                raise DataError(error.problem, row=row, column=error.column) from error.__cause__
+            errors = {int(rows[row]): each for row, each in find_bad_rows(used, self._encode).items()}
+            if self.quarantine is not None:
+                self.quarantine(fragment, errors)
+            metrics = self._metrics(table.take(pa.array(rows[~np.isin(rows, list(errors))])))
+        reasons = reasons_of(errors, fragment.file, first_row(fragment))
+        return {"metrics": metrics, "filtered": filtered, "reasons": [asdict(reason) for reason in reasons]}
+
+    def _encode(self, table: pa.Table) -> object:
+        return encode_rows(table, self.bundle.columns, self.bundle.label)
+
+    def _metrics(self, table: pa.Table) -> MetricState:
+        from model.evaluation import table_metrics
+
+        if not table.num_rows:
+            return {}
+        return table_metrics(self.network, self.bundle.columns, self.bundle.label, table)

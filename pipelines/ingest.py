@@ -8,37 +8,50 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import ray.data
 
 from model.errors import ConfigError, DataError
+from model.fit_report import report_of
 from model.labels import FittedLabel
-from model.parquet import find_fragments
+from model.merging import InOrder
+from model.parquet import find
 from model.plan import DataIndex, Fragment
 from model.rows import FittedColumns
-from model.scan import FragmentScan, SplitBy, fit_columns, index_of, read_columns, split_index
+from model.scan import FragmentScan, SplitBy, fit_merged, index_of, optional_columns, read_columns, split_index
 from model.settings import build
-from model.storage import exists, join, read_bytes, write_bytes
+from model.storage import exists, join, read_bytes, remove_tree, write_bytes
 from pipelines.cluster import configure_ray_data
 from pipelines.config import RunConfig
+from pipelines.data_report import DataReport
 from pipelines.messages import value_of
 from pipelines.scanning import ScanTask
 
 COLUMNS, TRAIN_INDEX, VALIDATION_INDEX = "data/columns.json", "data/train.npz", "data/validation.npz"
+ROWS, QUARANTINE = "data/rows.json", "quarantine"
 Progress = Callable[[int, int], None]
+_log = logging.getLogger("dynamic_rnn")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Fitted columns and label, and the indexes of training and (possibly no) validation rows."""
+    """Fitted columns and label, and the indexes of training and (possibly no) validation rows.
+
+    `report` is `model.fit_report`'s; empty where an earlier version has stored none. `rows` says what became of the
+    rows of both.
+    """
 
     columns: FittedColumns
     label: FittedLabel
     train: DataIndex
     validation: DataIndex | None
+    report: dict[str, Any] = field(default_factory=dict, compare=False)
+    rows: DataReport = field(default_factory=DataReport, compare=False)
 
 
 def prepare_run(config: RunConfig, progress: Progress | None = None) -> Prepared:
@@ -48,15 +61,33 @@ def prepare_run(config: RunConfig, progress: Progress | None = None) -> Prepared
     if config.data.validation is None and config.data.validation_fraction > 0:
         split = SplitBy(fraction=config.data.validation_fraction, key=config.data.key)
         names += [config.data.key] if config.data.key else []
-    fragments = find_fragments(config.data.train, names)
-    other = [] if config.data.validation is None else find_fragments(config.data.validation, names)
-    scans = scan(fragments + other, config, split, fitted=len(fragments), progress=progress)
-    columns, label = fit_columns(config.model, scans[: len(fragments)])
+    optional, where = optional_columns(config.model), config.data.where
+    paths = [path for path in (config.data.train, config.data.validation) if path is not None]
+    found = [find(path, names, optional=optional, where=where) for path in paths]
+    fragments, other = found[0].fragments, found[1].fragments if len(found) > 1 else []
+    remove_tree(join(config.directory, QUARANTINE))  # what an earlier scan has left
+    order = InOrder()
+    scans = scan(fragments + other, config, split, order, fitted=len(fragments), progress=progress)
+    rows = _told(config, DataReport.of(found, scans))
+    columns, label = fit_merged(config.model, order.total)
     index = index_of(fragments, scans[: len(fragments)])
     validation = index_of(other, scans[len(fragments) :]) if other else None
     if split is not None:
         index, validation = split_index(index, scans)
-    return _checked(config, Prepared(columns, label, index, validation))
+    report = report_of(columns, label, order.total)
+    return _checked(config, Prepared(columns, label, index, validation, report, rows))
+
+
+def _told(config: RunConfig, rows: DataReport) -> DataReport:
+    """Says which rows are bad; DataError where no row is left."""
+    for line in rows.lines(join(config.directory, QUARANTINE)):
+        _log.warning(line)
+    if not rows.used:
+        raise DataError(
+            f"training needs rows, but of {rows.rows} the filter keeps out {rows.filtered} and {rows.bad} are bad",
+            file=config.data.train,
+        )
+    return rows
 
 
 def _checked(config: RunConfig, prepared: Prepared) -> Prepared:
@@ -66,6 +97,8 @@ def _checked(config: RunConfig, prepared: Prepared) -> Prepared:
             f"{prepared.train.steps} steps are left for it; check the path and data.validation_fraction",
             file=config.data.train,
         )
+    if prepared.validation is not None and not prepared.validation.rows and config.data.validation is not None:
+        raise DataError("must hold at least one row to validate on, but none is left", file=config.data.validation)
     if prepared.validation is not None and not prepared.validation.rows:
         raise ConfigError(
             f"data.validation_fraction {config.data.validation_fraction} leaves no row to validate on; raise it, "
@@ -78,19 +111,34 @@ def scan(
     fragments: Sequence[Fragment],
     config: RunConfig,
     split: SplitBy | None,
+    order: InOrder,
     *,
     fitted: int,
     progress: Progress | None = None,
 ) -> list[FragmentScan]:
-    """Scans of all fragments in order; the first `fitted` of them are what columns are fitted on."""
+    """Lengths and split of all fragments in order; statistics of the first `fitted` go to `order`.
+
+    What columns are fitted on does not wait here for the last fragment: it would not fit into memory.
+    """
     configure_ray_data()
-    task = ScanTask(tuple(fragments), config.model, split if fitted == len(fragments) else None, fitted, config.plugins)
+    task = ScanTask(
+        tuple(fragments),
+        config.model,
+        split if fitted == len(fragments) else None,
+        fitted,
+        config.plugins,
+        config.data.where,
+        join(config.directory, QUARANTINE) if config.data.on_bad_rows == "skip" else None,
+    )
     pipeline = ray.data.range(len(fragments), override_num_blocks=len(fragments)).map_batches(
         task, batch_size=1, batch_format="numpy"
     )
     scans: list[FragmentScan | None] = [None] * len(fragments)
     for done, row in enumerate(pipeline.iter_rows(), 1):
-        scans[row["id"]] = FragmentScan.from_plain(value_of(row["scan"]))
+        found = FragmentScan.from_plain(value_of(row["scan"]))
+        scans[row["id"]] = found.without_stats()
+        if row["id"] < fitted:
+            order.add(row["id"], found.stats)
         if progress is not None:
             progress(done, len(fragments))
     complete = [part for part in scans if part is not None]
@@ -102,7 +150,10 @@ def scan(
 
 
 def save_prepared(directory: str, prepared: Prepared) -> None:
-    """Writes what `load_prepared` reads; columns.json last, as the sign that all of it is there."""
+    """Writes what `load_prepared` reads; columns.json last, as the sign that all of it is there.
+
+    rows.json is for people: what became of the rows.
+    """
     write_bytes(join(directory, TRAIN_INDEX), _index_bytes(prepared.train))
     if prepared.validation is not None:
         write_bytes(join(directory, VALIDATION_INDEX), _index_bytes(prepared.validation))
@@ -110,7 +161,11 @@ def save_prepared(directory: str, prepared: Prepared) -> None:
         "columns": prepared.columns.model_dump(mode="json"),
         "label": prepared.label.model_dump(mode="json"),
         "validation": prepared.validation is not None,
+        "report": prepared.report,
+        "rows": prepared.rows.to_plain(),
     }
+    rows = json.dumps(description["rows"], ensure_ascii=False, indent=2)
+    write_bytes(join(directory, ROWS), rows.encode())
     write_bytes(join(directory, COLUMNS), json.dumps(description, ensure_ascii=False).encode())
 
 
@@ -128,6 +183,8 @@ def load_prepared(directory: str) -> Prepared:
         build(FittedLabel, description["label"], where=where),
         _read_index(join(directory, TRAIN_INDEX)),
         _read_index(join(directory, VALIDATION_INDEX)) if description["validation"] else None,
+        description.get("report", {}),
+        DataReport.from_plain(description["rows"]) if "rows" in description else DataReport(),
     )
 
 

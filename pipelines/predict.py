@@ -1,41 +1,45 @@
 """Batch prediction, Parquet to Parquet: predictions, final states and the carried columns, in the rows' order.
 
 One output file a row group, written whole or not at all, so that a run that was stopped goes on where it was: what
-is finished is skipped. Nothing of the data passes through the driver.
+is finished is skipped. Nothing of the data passes through the driver, and no task holds more than a bounded part.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from model.parquet import read_footer
+from model.storage import exists, join, remove_tree
+from pipelines.appearing import remove_partial
+from pipelines.blocks import Block
+from pipelines.chain_scoring import ChainScorer
+from pipelines.chain_tasks import AssembleTask, SplitTask
+from pipelines.claims import claim
+from pipelines.predict_plan import plan_prediction
+from pipelines.predict_rows import RowPredictor
+from pipelines.prediction import Chain, Choices, Prediction
+from pipelines.setting_aside import OnBadRows, count_set_aside
 
-from model.arrow_lists import is_list
-from model.errors import ConfigError, DataError
-from model.parquet import find_fragments, read_footer, read_fragment
-from model.plan import Fragment
-from model.registry import import_plugins
-from model.runs import resolve_bundle
-from model.scan import first_row, read_columns
-from model.storage import absolute, exists, join, make_directory, read_bytes, write_bytes
-from pipelines.fragments import over_fragments
-
-SOURCE = "_SOURCE"  # names the bundle and the input of an output directory; hidden from readers of Parquet
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What a batch prediction wrote."""
+    """What a batch prediction wrote. `rows` are all rows of the data, `bad_rows` those of them that were set aside.
+
+    `states` is the directory of the states of `entities` keys; None and 0 without keys.
+    """
 
     directory: str
     files: int
     rows: int
     skipped_files: int
+    bad_rows: int = 0
+    quarantine: str | None = None
+    states: str | None = None
+    entities: int = 0
 
 
 def predict(
@@ -45,100 +49,96 @@ def predict(
     *,
     keep: Sequence[str] | None = None,
     probabilities: bool | None = None,
-    plugins: tuple[str, ...] = (),
-    progress: Callable[[int, int], None] | None = None,
+    plugins: Sequence[str] = (),
+    key: Sequence[str] = (),
+    state_from: str | None = None,
+    states_to: str | None = None,
+    states_only: bool = False,
+    on_bad_rows: OnBadRows = "error",
+    progress: Progress | None = None,
 ) -> PredictResult:
     """Scores all rows under `data` into Parquet files in the directory `output`.
 
-    `keep` are the columns carried through; None carries every column that is no list. States in the data
-    (`rnn_cell_state_i`) are where the rows go on from. ConfigError when `output` holds other predictions.
+    `keep` are the columns carried through; None carries every column that is no list. Without `key` each row stands
+    for itself: states in the data (`rnn_cell_state_i`) are where it goes on from. With `key`, the rows of one key are
+    chained, in the order of `sequence_index` where the data have it, else as they lie in the files; the first goes on
+    from the key's state under `state_from`. The states of all keys, those of `state_from` that have no row included,
+    are written to `states_to` (default: `_states` in `output`), one row a key; `states_only` writes nothing but them,
+    into `output`. With `on_bad_rows="skip"` bad rows are set aside in `_quarantine` in `output`.
+
+    ConfigError when choices do not fit or `output` holds something else; DataError names file, row and column.
     """
-    from model.checkpoint import load_bundle
-
-    import_plugins(plugins)
-    path, target = resolve_bundle(bundle), absolute(output)
-    loaded = load_bundle(path)
-    fragments = find_fragments(data, read_columns(loaded.config, labelled=False))
-    kept = tuple(carried_columns(fragments[0].file) if keep is None else keep)
-    for file in dict.fromkeys(fragment.file for fragment in fragments):
-        read_footer(file, kept)
-    claim(target, f"{loaded.fingerprint} {absolute(data)} {' '.join(kept)} {probabilities}\n")
-    names = output_names(fragments)
-    todo = [fragment for fragment in fragments if not exists(join(target, names[fragment]))]
-    done = len(fragments) - len(todo)
-    arguments = (path, target, {fragment: names[fragment] for fragment in todo}, kept, probabilities, plugins)
-    if todo:
-        for count, _ in enumerate(over_fragments(FragmentPredictor, arguments, todo), done + 1):
-            if progress is not None:
-                progress(count, len(fragments))
-    return PredictResult(target, len(fragments), sum(fragment.rows for fragment in fragments), done)
+    choices = Choices(
+        keep=None if keep is None else tuple(keep),
+        probabilities=probabilities,
+        plugins=tuple(plugins),
+        key=tuple(key),
+        state_from=state_from,
+        states_to=states_to,
+        states_only=states_only,
+        on_bad_rows=on_bad_rows,
+    )
+    return run_prediction(plan_prediction(bundle, data, output, choices), progress)
 
 
-def carried_columns(file: str) -> list[str]:
-    """Columns of a file that are no lists: keys, dates, context."""
-    schema = read_footer(file).schema.to_arrow_schema()
-    return [field.name for field in schema if not is_list(field.type)]
+def run_prediction(prediction: Prediction, progress: Progress | None = None) -> PredictResult:
+    """Does what was planned, on the Ray that this process uses."""
+    directories = {prediction.output, prediction.output if prediction.chain is None else prediction.chain.states}
+    for directory in sorted(directories):
+        claim(directory, prediction.claim)
+        remove_partial(directory)
+    blocks = () if prediction.chain is not None and prediction.chain.states_only else prediction.blocks
+    todo = [block for block in blocks if not exists(join(prediction.output, block.name))]
+    if prediction.chain is None:
+        _run_rows(prediction, todo, progress)
+    else:
+        _run_chain(prediction, prediction.chain, todo, progress)
+    return _result(prediction, len(blocks), len(blocks) - len(todo))
 
 
-def claim(directory: str, source: str) -> None:
-    """Makes `directory` the output of one bundle over one input; ConfigError where it is another's."""
-    where = join(directory, SOURCE)
-    if exists(where) and read_bytes(where).decode() != source:
-        raise ConfigError(
-            f"{directory} holds predictions of another bundle, input or choice of columns; remove it or name another "
-            f"directory"
-        )
-    make_directory(directory)
-    write_bytes(where, source.encode())
+def _run_rows(prediction: Prediction, todo: Sequence[Block], progress: Progress | None) -> None:
+    from pipelines.fragments import over_items  # imports Ray, whose environment must be set before
+
+    done = len(prediction.blocks) - len(todo)
+    _count(over_items(RowPredictor, (prediction,), todo), progress, done, len(prediction.blocks))
 
 
-def output_names(fragments: Sequence[Fragment]) -> dict[Fragment, str]:
-    """An output file's name for each fragment: the input's stem, a short hash of its path, the row group."""
-    names = {}
-    for fragment in fragments:
-        digest = hashlib.sha256(fragment.file.encode()).hexdigest()[:8]
-        names[fragment] = f"{PurePosixPath(fragment.file).stem}-{digest}-{fragment.row_group:05d}.parquet"
-    return names
+def _run_chain(prediction: Prediction, chain: Chain, todo: Sequence[Block], progress: Progress | None) -> None:
+    """Rows to those of their key, keys from state to state, results back to where rows were: three passes."""
+    from pipelines.fragments import over_items
+
+    partitions = range(chain.partitions)
+    if todo or not all(exists(chain.states_file(partition)) for partition in partitions):
+        remove_partial(prediction.work)
+        parts = [(False, block) for block in prediction.blocks] + [(True, block) for block in chain.state_blocks]
+        total = len(parts) + len(partitions) + len(todo)
+        done = _count(over_items(SplitTask, (prediction,), parts, scoring=False), progress, 0, total)
+        done = _count(over_items(ChainScorer, (prediction,), partitions), progress, done, total)
+        _count(over_items(AssembleTask, (prediction,), todo, scoring=False), progress, done, total)
+    remove_tree(prediction.work)
 
 
-class FragmentPredictor:
-    """Holds the model; scores a fragment and writes its output file."""
+def _count(results: Iterator[Any], progress: Progress | None, done: int, total: int) -> int:
+    """Exhausts a pass, telling of each item; the number of items done so far."""
+    for _ in results:
+        done += 1
+        if progress is not None:
+            progress(done, total)
+    return done
 
-    def __init__(
-        self,
-        bundle: str,
-        target: str,
-        names: dict[Fragment, str],
-        keep: tuple[str, ...],
-        probabilities: bool | None,
-        plugins: tuple[str, ...],
-        *,
-        device: str,
-    ) -> None:
-        from model.scoring import Scorer
 
-        import_plugins(plugins)
-        self.scorer = Scorer.load(bundle, device=device, probabilities=probabilities)
-        self.target = target
-        self.names = names
-        self.keep = keep
-
-    def __call__(self, fragment: Fragment) -> int:
-        table = self._read(fragment)
-        scored = self.scorer.score(table)
-        for row, error in sorted(scored.errors.items()):
-            error = DataError(error.problem, row=row, column=error.column)
-            raise error.located(file=fragment.file, first_row=first_row(fragment))
-        columns = {name: table.column(name) for name in self.keep}
-        columns |= {name: scored.predictions.column(name) for name in scored.predictions.column_names}
-        states = self.scorer.state_spec.to_arrow(scored.state)
-        columns |= dict(zip(self.scorer.state_spec.names, states, strict=True))
-        stream = io.BytesIO()
-        pq.write_table(pa.table(columns), stream, compression="zstd")
-        write_bytes(join(self.target, self.names[fragment]), stream.getvalue())
-        return int(table.num_rows)
-
-    def _read(self, fragment: Fragment) -> pa.Table:
-        available = read_footer(fragment.file).schema.to_arrow_schema().names
-        states = [name for name in self.scorer.state_spec.names if name in available]
-        return read_fragment(fragment, [*self.scorer.input_schema.names, *self.keep, *states])
+def _result(prediction: Prediction, files: int, skipped: int) -> PredictResult:
+    quarantine = prediction.setting_aside.directory
+    bad = count_set_aside(quarantine)
+    chain = prediction.chain
+    states = [] if chain is None else [chain.states_file(partition) for partition in range(chain.partitions)]
+    return PredictResult(
+        directory=prediction.output,
+        files=files,
+        rows=prediction.rows,
+        skipped_files=skipped,
+        bad_rows=bad,
+        quarantine=quarantine if bad else None,
+        states=None if chain is None else chain.states,
+        entities=sum(read_footer(file).num_rows for file in states),
+    )

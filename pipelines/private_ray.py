@@ -118,7 +118,7 @@ def _inherited_by_workers() -> Iterator[None]:
 
 def _stop(ours: list[Any], patience_seconds: float) -> None:
     """End the private Ray, and return when no process of its tree is left."""
-    psutil = _psutil()
+    psutil = ray_psutil()
     import ray
 
     tree = [process for root in ours for process in (root, *_children(root, recursive=True))]
@@ -132,7 +132,7 @@ def _stop(ours: list[Any], patience_seconds: float) -> None:
 
 
 def _children(parent: Any = None, *, recursive: bool = False) -> list[Any]:
-    psutil = _psutil()
+    psutil = ray_psutil()
     try:
         children: list[Any] = (parent or psutil.Process()).children(recursive=recursive)
     except psutil.NoSuchProcess:  # it ended between the listing and the question
@@ -140,7 +140,7 @@ def _children(parent: Any = None, *, recursive: bool = False) -> list[Any]:
     return children
 
 
-def _psutil() -> Any:
-    # Ray brings its own copy and puts it on the path when it is imported: no dependency of ours, and no stubs.
+def ray_psutil() -> Any:
+    """psutil. Ray brings its own copy and puts it on the path when it is imported: no dependency of ours, no stubs."""
     importlib.import_module("ray")
     return importlib.import_module("psutil")

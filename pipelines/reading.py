@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from model.errors import DataError, to_plain
 from model.labels import FittedLabel
-from model.parquet import first_line, read_fragment
+from model.parquet import read_fragment
 from model.plan import DataIndex, Fragment
 from model.registry import import_plugins
 from model.row_transport import to_arrow
-from model.rows import EncodedRows, FittedColumns, encode_rows
+from model.rows import EncodedRows, FittedColumns, concat, encode_rows
 from model.scan import first_row
 
 ROWS_PER_BLOCK = 1 << 10  # of encoded rows: a window travels in several blocks of a few MiB
@@ -55,13 +55,6 @@ class Request:
         fragments = tuple(Fragment(**plain) for plain in json.loads(table["fragments"][0].as_py()))
         return cls(fragments, tuple(table["starts"][0].as_py()), table["rows"][0].values.to_numpy())
 
-    def locate(self, row: int) -> tuple[Fragment, int]:
-        """The fragment of a row number, and the row's place in that fragment."""
-        for fragment, start in zip(self.fragments, self.starts, strict=True):
-            if start <= row < start + fragment.rows:
-                return fragment, row - start
-        raise AssertionError("a request names the fragments of all its rows")
-
 
 @dataclass(frozen=True)
 class RowReader:
@@ -78,32 +71,28 @@ class RowReader:
 
     def read(self, request: Request) -> EncodedRows:
         """The request's rows in its order. DataError names file, row in the file, and column."""
-        try:
-            return encode_rows(self._table(request), self.columns, self.label, rows_B=request.rows)
-        except DataError as error:
-            if error.row is None:
-                raise error.located(file=request.fragments[0].file) from error.__cause__
-            fragment, row = request.locate(int(request.rows[error.row]))
-            raise DataError(
-                error.problem, file=fragment.file, row=row + first_row(fragment), column=error.column
-            ) from error.__cause__
+        rows = np.sort(request.rows)
+        starts = np.array(request.starts)
+        firsts = np.searchsorted(rows, starts)
+        ends = np.searchsorted(rows, starts + [fragment.rows for fragment in request.fragments])
+        parts = [
+            self._encoded(fragment, start, rows[first:end])
+            for fragment, start, first, end in zip(request.fragments, request.starts, firsts, ends, strict=True)
+        ]
+        # Encoded before they are joined: files may hold a column as different types, and numpy takes rows faster.
+        joined = concat(parts)
+        return joined if np.array_equal(rows, request.rows) else joined.take(np.searchsorted(rows, request.rows))
 
-    def _table(self, request: Request) -> pa.Table:
-        tables, places, before = [], np.empty(len(request.rows), np.int64), 0
-        for fragment, start in zip(request.fragments, request.starts, strict=True):
-            table = read_fragment(fragment, self.names)
-            mine = (request.rows >= start) & (request.rows < start + fragment.rows)
-            places[mine] = request.rows[mine] - start + before
-            tables.append(table)
-            before += table.num_rows
+    def _encoded(self, fragment: Fragment, start: int, rows: np.ndarray) -> EncodedRows:
+        """Rows of one fragment, whose row 0 has the number `start`."""
+        table = read_fragment(fragment, self.names)
+        if len(rows) < table.num_rows:
+            table = table.take(pa.array(rows - start))
         try:
-            joined = pa.concat_tables(tables, promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise DataError(
-                f"the files of a data set must agree on each column's type, but they do not: {first_line(error)}",
-                file=request.fragments[-1].file,
-            ) from error
-        return joined.take(pa.array(places))
+            return encode_rows(table, self.columns, self.label, rows_B=rows)
+        except DataError as error:
+            row = None if error.row is None else int(rows[error.row]) - start + first_row(fragment)
+            raise DataError(error.problem, file=fragment.file, row=row, column=error.column) from error.__cause__
 
 
 class ReadTask:

@@ -1,4 +1,8 @@
-"""What a resumed run may change, and what it may not. Knows no Ray."""
+"""What a resumed run may change, and what it may not. Knows no Ray.
+
+Free is what says how long training goes on, what is kept of it and on which machines; all else decides what a step
+computes, and the run would be neither the old one nor a new one.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,19 @@ from typing import Any
 
 from model.errors import ConfigError
 from model.settings_yaml import parse_yaml
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, run_config
 
-FREE = frozenset({"train.epochs", "train.steps", "name", "output", "tune", "serve", "data.test"})
-FREE_SECTIONS = ("resources.", "tune.", "serve.")
+FREE = frozenset({"name", "output", "tune", "serve", "data.test"} | {f"train.{name}" for name in (
+    "epochs", "steps", "max_minutes", "early_stopping", "keep_best", "checkpoint_every_steps",
+    "checkpoint_every_minutes",
+)})  # fmt: skip
+FREE_SECTIONS = ("resources.", "tracking.", "train.early_stopping.", "tune.", "serve.")
 
 
 def check_resumable(stored: str, config: RunConfig, *, where: str) -> None:
     """ConfigError that names every setting which differs from the stored run and may not."""
-    before = flat(parse_yaml(stored, where=where))
+    # As a config, so that a setting which an older version did not know has its default.
+    before = flat(run_config(parse_yaml(stored, where=where), where=where).model_dump(mode="json"))
     after = flat(config.model_dump(mode="json"))
     changed = [
         f"{key} was {before.get(key)!r}, but is {after.get(key)!r}"
@@ -23,8 +31,8 @@ def check_resumable(stored: str, config: RunConfig, *, where: str) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"{where}: a resumed run may change only epochs, steps and resources, but {'; '.join(changed)}; "
-            f"set it back, or start a new run under another name"
+            f"{where}: a resumed run may change only its budget, stopping rules, checkpoints, resources and tracking, "
+            f"but {'; '.join(changed)}; set it back, or start a new run under another name"
         )
 
 

@@ -6,27 +6,36 @@ Ray Data.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from model.config import ModelConfig
+from model.errors import DataError
+from model.filters import Filter
+from model.parquet import read_whole_fragment
 from model.plan import Fragment
 from model.registry import import_plugins
-from model.scan import SplitBy, scan_fragment
+from model.scan import SplitBy, first_row, scan_fragment
+from model.storage import stem
 from pipelines.messages import outcome
+from pipelines.quarantine import quarantined, write_quarantine
 
 
 @dataclass(frozen=True)
 class ScanTask:
-    """Scans one fragment."""
+    """Scans one fragment. `quarantine` is the directory for bad rows; None: a bad row is an error."""
 
     fragments: tuple[Fragment, ...]
     model: ModelConfig
     split: SplitBy | None
     fitted: int
     plugins: tuple[str, ...]
+    where: Filter | None = None
+    quarantine: str | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import_plugins(self.plugins)
@@ -34,5 +43,20 @@ class ScanTask:
         return {"id": batch["id"], "scan": np.array([outcome(lambda: self._scan(number))], object)}
 
     def _scan(self, number: int) -> dict[str, Any]:
+        on_bad = None if self.quarantine is None else Quarantine(self.quarantine)
         fit = number < self.fitted
-        return scan_fragment(self.fragments[number], self.model, self.split, fit=fit).to_plain()
+        found = scan_fragment(self.fragments[number], self.model, self.split, fit=fit, where=self.where, on_bad=on_bad)
+        return found.to_plain()
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """Writes bad rows of a fragment, with all their columns, into `directory`."""
+
+    directory: str
+
+    def __call__(self, fragment: Fragment, errors: Mapping[int, DataError]) -> None:
+        digest = hashlib.sha256(fragment.file.encode()).hexdigest()[:8]
+        name = f"{stem(fragment.file)}-{digest}-{fragment.row_group:05d}.parquet"
+        rows = quarantined(read_whole_fragment(fragment), errors, file=fragment.file, first_row=first_row(fragment))
+        write_quarantine(self.directory, name, rows)

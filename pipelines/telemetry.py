@@ -13,6 +13,8 @@ from typing import Any
 
 import ray
 
+from pipelines.cluster import on_this_node
+
 POLL_SECONDS = 0.3
 
 
@@ -60,7 +62,7 @@ def telemetry_actor(
     if on_progress is None and on_report is None:
         yield Telemetry()
         return
-    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(_Mailbox).remote()
     done = threading.Event()
 
     def deliver() -> None:

@@ -4,19 +4,20 @@ runs/<name>/run.yaml        the config, with the overrides in it
 runs/<name>/data/           fitted columns and the rows' index
 runs/<name>/bundles/…       the best and the latest bundle; `best` and `latest` are files that name them
 runs/<name>/metrics.jsonl   one line a validation
+runs/<name>/report.html     a page on all of it, and tensorboard/ its event files
+runs/<name>/ended.json      why training ended; nan_batch.json: rows of a step whose loss was no number
 runs/<name>/train/          Ray Train's own: checkpoints to resume from
 """
 
 from __future__ import annotations
 
 import json
-import math
 import signal
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,30 +25,43 @@ import ray
 import ray.train
 import ray.train.torch
 
-from model.checkpoint import Bundle, TrainingState, load_bundle, load_training_state, save_bundle
-from model.errors import ConfigError, DynamicRnnError, from_plain, to_plain
-from model.runs import point_to, pointed, resolve_bundle
+from model.checkpoint import load_bundle
+from model.errors import ConfigError, DynamicRnnError, TrainingError, from_plain, to_plain
+from model.plan import Plan
+from model.runs import resolve_bundle
 from model.settings import dump_yaml
-from model.storage import exists, join, list_names, read_bytes, remove_file, remove_tree, write_bytes
-from pipelines import batching, ingest, worker
-from pipelines.cluster import available_gpus, preflight
+from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
+from pipelines import batching, ingest, keeping, worker
+from pipelines.checkpoints import latest_checkpoint, remove_unfinished, tell, write_checkpoint
+from pipelines.cluster import available_gpus, preflight_workers
 from pipelines.config import RunConfig, run_config
+from pipelines.fit import fitted_data
+from pipelines.keeping import BUNDLES, ENDED, METRICS, read_metrics
+from pipelines.nan_batch import told_where, write_nan_batch
+from pipelines.pulse import Pulse, Watch
 from pipelines.reading import RowReader
 from pipelines.resume import check_resumable
+from pipelines.starting import START, in_columns_of, read_start, write_start
 from pipelines.telemetry import Telemetry, telemetry_actor
+from pipelines.tracking import followed
+from pipelines.turns import Step
+from pipelines.watchdog import STARTS, watching
+from pipelines.workers import settled
 
-RUN_YAML, METRICS, ERROR, RAY_RUN, BUNDLES = "run.yaml", "metrics.jsonl", "error.json", "train", "bundles"
+RUN_YAML, ERROR, RAY_RUN = "run.yaml", "error.json", "train"
 SWEEP = "tune"  # what only the directory of a sweep holds
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where the run lies, its best bundle and the metrics of that bundle."""
+    """Where the run lies, its best bundle and the metrics of that bundle, why training ended, and its page."""
 
     directory: str
     bundle: str
     fingerprint: str
     metrics: dict[str, float]
+    ended: str = ""
+    report: str | None = None
 
 
 def train(
@@ -64,29 +78,58 @@ def train(
     data, TrainingError for a loss that is not finite, ResourceError when the cluster is too small.
     """
     check_run(config, resume=resume)
-    gpus = gpus_for(config)
-    preflight(cpus=config.resources.workers * config.resources.cpus_per_worker + 1, gpus=gpus)
+    resources = config.resources
+    workers = settled(resources.workers, resources.cpus_per_worker, resources.gpu)
+    gpus = gpus_for(config, workers[0])
+    per_worker = (resources.cpus_per_worker, 1 if gpus else 0)
+    preflight_workers(workers[0], *per_worker, wait_seconds=resources.start_timeout_seconds)
     open_run(config, resume=resume)
-    if not ingest.is_prepared(config.directory):
-        ingest.save_prepared(config.directory, ingest.prepare_run(config, on_scan))
-    with telemetry_actor(on_progress, on_report) as telemetry:
-        try:
-            with interruptible():
-                ray_trainer(config, gpus, telemetry).fit()
-        except ray.train.TrainingFailedError:
-            raise_recorded(config.directory)
-            raise
-    raise_recorded(config.directory)
-    return finished(config.directory)
+    prepared, began = fitted_data(config, resume=resume, progress=on_scan), time.monotonic()
+    write_start(config, prepared)
+    with followed(config, void_from(config.directory), on_progress, on_report) as told:
+        with telemetry_actor(told.on_progress, told.on_report) as telemetry, watching(resources, workers) as watchdog:
+            try:
+                with interruptible():
+                    ray_trainer(config, workers, gpus, telemetry, watchdog.watch).fit()
+            except ray.train.TrainingFailedError as error:
+                raise_recorded(config.directory)
+                watchdog.explain(error)
+                raise
+        raise_recorded(config.directory)
+        result = finished(config.directory)
+        told.finish(result.bundle, result.fingerprint)
+    return reported(config, prepared, result, time.monotonic() - began)
 
 
-def ray_trainer(config: RunConfig, gpus: int, telemetry: Telemetry) -> ray.train.torch.TorchTrainer:
+def reported(config: RunConfig, prepared: ingest.Prepared, result: TrainResult, seconds: float) -> TrainResult:
+    """The result with its page, unless none is wanted."""
+    if not config.tracking.report:
+        return result
+    from pipelines.training_report import write_report
+
+    return replace(
+        result, report=write_report(config, prepared, result.bundle, read_metrics(config.directory), seconds)
+    )
+
+
+def void_from(directory: str) -> int:
+    """The first step of which an earlier start may have told what will now be told again; 0 for a fresh run."""
+    steps = [round(line["step"]) for line in read_metrics(directory)]
+    return steps[-1] + 1 if steps else 0
+
+
+def ray_trainer(
+    config: RunConfig, workers: tuple[int, int], gpus: int, telemetry: Telemetry, watch: Watch
+) -> ray.train.torch.TorchTrainer:
     """Ray Train's part: where workers run, how often they are started again, and which checkpoints stay."""
+    fewest, most = workers
+    told = {"gpu": gpus > 0, "telemetry": telemetry, "watch": watch}
     return ray.train.torch.TorchTrainer(
         train_loop,
-        train_loop_config={"run": config.model_dump(mode="json"), "gpu": gpus > 0, "telemetry": telemetry},
+        train_loop_config={"run": config.model_dump(mode="json"), **told},
+        torch_config=ray.train.torch.TorchConfig(timeout_s=watch.collective_seconds),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.resources.workers,
+            num_workers=most if fewest == most else workers,
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": config.resources.cpus_per_worker, "GPU": 1 if gpus else 0},
         ),
@@ -95,7 +138,7 @@ def ray_trainer(config: RunConfig, gpus: int, telemetry: Telemetry) -> ray.train
             storage_path=config.directory,
             # The controller's own limit is endless by default: resources that never come would be waited for silently.
             failure_config=ray.train.FailureConfig(
-                max_failures=config.resources.max_failures, controller_failure_limit=3
+                max_failures=config.resources.max_failures, controller_failure_limit=STARTS - 1
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
@@ -106,12 +149,15 @@ def finished(directory: str) -> TrainResult:
     """The result of a run that has come to its end."""
     path = resolve_bundle(directory)
     bundle = load_bundle(path)
-    return TrainResult(directory, path, bundle.fingerprint, bundle.metrics)
+    return TrainResult(directory, path, bundle.fingerprint, bundle.metrics, keeping.why_ended(directory))
 
 
-def gpus_for(config: RunConfig) -> int:
-    """GPUs the workers take: one each, or none."""
-    wanted, workers = config.resources.gpu, config.resources.workers
+def gpus_for(config: RunConfig, workers: int | None = None) -> int:
+    """GPUs that so many workers (those of the config where they are a number) take: one each, or none."""
+    wanted = config.resources.gpu
+    if workers is None:
+        assert isinstance(config.resources.workers, int), "auto and ranges are settled before"
+        workers = config.resources.workers
     if wanted == "auto":
         return workers if available_gpus() >= workers else 0
     return workers if wanted else 0
@@ -139,8 +185,9 @@ def open_run(config: RunConfig, *, resume: bool) -> None:
     """Writes the run's config; a fresh run first clears what a failed start of ours has left."""
     where = join(config.directory, RUN_YAML)
     if not resume and exists(where):  # else what lies there is not ours
-        for part in ("data", RAY_RUN, BUNDLES):
+        for part in (START, RAY_RUN, BUNDLES):
             remove_tree(join(config.directory, part))
+        remove_file(join(config.directory, ENDED))
     remove_file(join(config.directory, ERROR))
     write_bytes(where, dump_yaml(config).encode())
 
@@ -185,44 +232,56 @@ def train_loop(settings: dict[str, Any]) -> None:
     if exists(join(config.directory, ERROR)):
         return
     try:
-        worker.run(job_of(config, settings["telemetry"], gpu=settings["gpu"]))
+        with settings["watch"].pulse() as pulse:
+            worker.run(job_of(config, settings["telemetry"], pulse, gpu=settings["gpu"]))
     except DynamicRnnError as error:
         record_error(config.directory, error)
         raise
 
 
-def job_of(config: RunConfig, telemetry: Telemetry, *, gpu: bool) -> worker.Job:
+def job_of(config: RunConfig, telemetry: Telemetry, pulse: Pulse, *, gpu: bool) -> worker.Job:
     """This worker's job: its rank of the plan, Ray Data's batches, and reports to Ray Train."""
     import torch
 
     torch.set_num_threads(config.resources.cpus_per_worker)
     context = ray.train.get_context()
-    prepared = ingest.load_prepared(config.directory)
+    start = read_start(config)
+    prepared = in_columns_of(ingest.load_prepared(config.directory), start)
     train_plan, validation_plan = worker.plans(config, prepared.train, prepared.validation)
     rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device() if gpu else torch.device("cpu")
+    reduce = pulse.meet(sum_over_workers) if world > 1 else None
+    if rank == 0:
+        remove_unfinished(join(config.directory, RAY_RUN))
     return worker.Job(
         config=config,
         columns=prepared.columns,
         label=prepared.label,
         train=train_plan,
         validation=validation_plan,
-        batches=partial(rank_batches, RowReader(prepared.columns, prepared.label), rank, world, config.plugins),
-        report=partial(report, config.directory, rank, telemetry),
+        batches=pulse.over(
+            partial(rank_batches, RowReader(prepared.columns, prepared.label), rank, world, config.plugins, device),
+            train_plan,
+        ),
+        report=partial(report, config, rank, telemetry, pulse),
+        checkpoint=partial(checkpoint, config, rank, pulse),
         progress=telemetry.progress,
-        reduce=sum_over_workers if world > 1 else None,
+        explain=partial(explain, config, rank, device, reduce, train_plan),
+        reduce=reduce,
         rank=rank,
         world=world,
-        device=ray.train.torch.get_device() if gpu else torch.device("cpu"),
-        resume=latest_checkpoint(),
-        provenance=provenance(config),
+        device=device,
+        start=start,
+        resume=latest_checkpoint(join(config.directory, RAY_RUN)),
+        provenance=provenance(config, world) | ({} if start is None else start.provenance),
     )
 
 
 def rank_batches(
-    reader: RowReader, rank: int, world: int, plugins: tuple[str, ...], plan: Any, start: int, stop: int
+    reader: RowReader, rank: int, world: int, plugins: tuple[str, ...], device: Any, plan: Any, start: int, stop: int
 ) -> Iterator[Any]:
     """`worker.Batches` over Ray Data."""
-    return batching.batches(plan, reader, rank, world, start, stop, plugins)
+    return batching.batches(plan, reader, rank, world, start, stop, plugins, device)
 
 
 def sum_over_workers(buffer: Any) -> None:
@@ -230,74 +289,47 @@ def sum_over_workers(buffer: Any) -> None:
     import torch.distributed
 
     torch.distributed.all_reduce(buffer)
+    if buffer.is_cuda:  # NCCL only begins here; the caller needs the sum at once, and the watchdog sees who waits
+        torch.cuda.synchronize(buffer.device)
 
 
-def provenance(config: RunConfig) -> dict[str, Any]:
-    """What is known of how a bundle came to be."""
+def provenance(config: RunConfig, workers: int | None = None) -> dict[str, Any]:
+    """What is known of how a bundle came to be, by so many workers (those of the config where they are a number)."""
     import torch
 
     return {
         "run": config.name,
         "seed": config.train.seed,
         "train": config.train.model_dump(mode="json"),
-        "workers": config.resources.workers,
+        "workers": config.resources.workers if workers is None else workers,
         "torch": torch.__version__,
         "ray": ray.__version__,
     }
 
 
-def report(directory: str, rank: int, telemetry: Telemetry, report: worker.Report) -> None:
-    """Checkpoints with Ray Train (a barrier: every rank comes here) and keeps the best bundle; rank 0 writes."""
-    if rank != 0:
-        ray.train.report(report.metrics)
-        return
-    earlier = read_metrics(directory, report.step)
-    keep_bundles(directory, report, earlier)
-    write_metrics(directory, [*earlier, report.metrics])
-    with tempfile.TemporaryDirectory() as temporary:
-        save_bundle(temporary, report.bundle, report.training)
-        ray.train.report(report.metrics, checkpoint=ray.train.Checkpoint.from_directory(temporary))
-    telemetry.report(report.metrics)
+def report(config: RunConfig, rank: int, telemetry: Telemetry, pulse: Pulse, report: worker.Report) -> None:
+    """A validation: every rank comes here; rank 0 keeps bundle and metrics, and makes a checkpoint."""
+    if rank == 0:
+        keeping.keep(config.directory, report, config.train)
+    checkpoint(config, rank, pulse, report)
+    if rank == 0:
+        telemetry.report(report.metrics)
 
 
-def score(metrics: dict[str, float]) -> float:
-    """What `best` minimises: the validation loss, or the training loss where nothing validates."""
-    value = metrics.get("validation_loss", metrics.get("train_loss", math.inf))
-    return value if math.isfinite(value) else math.inf
+def checkpoint(config: RunConfig, rank: int, pulse: Pulse, report: worker.Report) -> None:
+    """A checkpoint with Ray Train: a barrier, every rank comes here; rank 0 writes."""
+    made = write_checkpoint(join(config.directory, RAY_RUN), report) if rank == 0 else None
+    tell(pulse.meet(ray.train.report), report.metrics, made)
 
 
-def keep_bundles(directory: str, report: worker.Report, earlier: list[dict[str, float]]) -> None:
-    """Writes the bundle, points `latest` at it and, if it is the best so far, `best`; removes what neither names."""
-    name = f"step_{report.step:08d}"
-    save_bundle(join(directory, BUNDLES, name), report.bundle)
-    point_to(directory, "latest", f"{BUNDLES}/{name}")
-    if not earlier or score(report.metrics) < min(score(metrics) for metrics in earlier):
-        point_to(directory, "best", f"{BUNDLES}/{name}")
-    named = {pointed(directory, "best"), pointed(directory, "latest")}
-    for other in list_names(join(directory, BUNDLES)):
-        if f"{BUNDLES}/{other}" not in named:
-            remove_tree(join(directory, BUNDLES, other))
+def explain(
+    config: RunConfig, rank: int, device: Any, reduce: Any, plan: Plan, error: TrainingError, step: Step
+) -> TrainingError:
+    """Lists the rows of a step that has failed, which it has on every rank; none ends before the list is written."""
+    import torch
 
-
-def read_metrics(directory: str, before_step: int) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl of earlier steps; what comes later in the file is being computed again."""
-    path = join(directory, METRICS)
-    lines = read_bytes(path).decode().splitlines() if exists(path) else []
-    parsed: list[dict[str, float | None]] = [json.loads(line) for line in lines]
-    told = [{name: math.nan if value is None else value for name, value in line.items()} for line in parsed]
-    return [line for line in told if line["step"] < before_step]
-
-
-def write_metrics(directory: str, metrics: list[dict[str, float]]) -> None:
-    """Replaces metrics.jsonl; NaN becomes null."""
-    lines = [{name: value if math.isfinite(value) else None for name, value in line.items()} for line in metrics]
-    write_bytes(join(directory, METRICS), "".join(json.dumps(line) + "\n" for line in lines).encode())
-
-
-def latest_checkpoint() -> tuple[Bundle, TrainingState] | None:
-    """What Ray Train says is the latest checkpoint of this run."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as directory:
-        return load_bundle(directory), load_training_state(directory)
+    if rank == 0:
+        write_nan_batch(config.directory, plan, step, config.data.key, error)
+    if reduce is not None:
+        reduce(torch.zeros(1, device=device))
+    return told_where(config.directory, error)

@@ -9,20 +9,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
 from model.batch import SequenceBatch
 from model.checkpoint import Bundle, TrainingState, bundle_of, load_weights
+from model.errors import ConfigError, TrainingError
 from model.labels import FittedLabel
 from model.metrics import MetricState, batch_state, merged, results
 from model.network import RnnNetwork, build_network
+from model.numerics import autocast_type, set_numerics
 from model.plan import DataIndex, Plan
 from model.rows import FittedColumns
+from model.settings import did_you_mean
 from model.training import Reduce, StepResult, Trainer
+from pipelines.carried import gathered, restore
 from pipelines.config import RunConfig
+from pipelines.stopping import Rules
+from pipelines.turns import Place, Step, epochs_at, steps, stop_batch, total_steps
 
 PROGRESS_SECONDS = 0.5
 KEPT_VALIDATION_BYTES = 256 * 2**20  # a worker
@@ -36,7 +43,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands; counts are global, rates are since the last report."""
+    """Where training stands; counts are global, rates are since the last report, padding is that of this worker."""
 
     step: int
     total_steps: int
@@ -50,18 +57,26 @@ class Progress:
 
 @dataclass(frozen=True)
 class Report:
-    """The state at one validation: metrics, a bundle, and what it takes to go on from here."""
+    """The state at one validation or checkpoint: metrics, a bundle, and what it takes to go on from here.
+
+    `ended` says why the `last` one is the last; it is empty before.
+    """
 
     step: int
     metrics: dict[str, float]
     bundle: Bundle
     training: TrainingState
     last: bool
+    ended: str = ""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker is to do. `report` is called by every rank, equally often; `progress` by rank 0 alone."""
+    """What one worker is to do. `report` is called by every rank, equally often; `progress` by rank 0 alone.
+
+    `checkpoint` gets what is to be kept between validations (None: nothing is); `explain` adds to the error of a step
+    that has failed; `start` holds the weights to begin with (None: the seed's).
+    """
 
     config: RunConfig
     columns: FittedColumns
@@ -70,46 +85,121 @@ class Job:
     validation: Plan | None
     batches: Batches
     report: Callable[[Report], None]
+    checkpoint: Callable[[Report], None] | None = None
     progress: Callable[[Progress], None] = lambda _: None
+    explain: Callable[[TrainingError, Step], TrainingError] = lambda error, _: error
     reduce: Reduce | None = None
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    start: Bundle | None = None
     resume: tuple[Bundle, TrainingState] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(job: Job) -> None:
-    """Trains to the end of the budget, from the start or from `job.resume`."""
-    trainer = start_trainer(job)
-    total = job.config.train.total_steps(job.train.steps_per_epoch)
-    first = trainer.position
-    meter, validation = Meter(job, total, first), Validation(job)
-    for step, batch in enumerate(job.batches(job.train, first, total), first + 1):
-        result = trainer.step(None if batch is None else batch.to(job.device, trainer.network.dtype))
-        meter.count(step, batch, result)
-        if is_report_step(job, step, total):
+    """Trains from the start or from `job.resume` until the budget is used up or a rule ends it."""
+    settings = job.config.train
+    set_numerics(settings, job.device)
+    trainer, past = start_trainer(job), past_of(job)
+    rules, meter, validation = rules_of(job, past), Meter(job, past), Validation(job)
+    stop = stop_batch(job.train, settings, past.place)
+    if rules.reason() is not None or past.place.batches >= stop:
+        return
+    for step in steps(job.train, job.batches(job.train, past.place.batches, stop), settings, past.place, stop):
+        trainer.vote = rules.vote(job.rank)
+        result = compute(job, trainer, step, past)
+        rules.hear(trainer.votes)
+        meter.count(step, result)
+        if is_report_step(job, step, rules):
             metrics = meter.since_report() | validation.metrics(trainer.network)
-            job.report(snapshot(job, trainer, step, metrics, last=step == total))
-            meter.resume()
+            rules.take(step.number, metrics)
+            job.report(snapshot(job, trainer, step, rules, meter, metrics))
+        elif job.checkpoint is not None and is_checkpoint_step(job, step, rules):
+            meter.pause()
+            job.checkpoint(snapshot(job, trainer, step, rules, meter, {}))
+        if rules.reason() is not None:
+            return
+        meter.resume()
 
 
 def start_trainer(job: Job) -> Trainer:
-    """A trainer with the seed's weights, or those and the optimizer state of the checkpoint."""
+    """A trainer with the first weights, or those and the optimizer state of the checkpoint."""
     config = job.config.train
     network = build_network(job.config.model, job.columns, job.label, config.seed)
-    if job.resume is not None:
-        load_weights(network, job.resume[0].tensors)
-    trainer = Trainer(network.to(job.device), job.label, config, seed=config.seed, reduce=job.reduce)
+    if config.warm_start is not None and job.start is None:
+        raise ConfigError("train.warm_start is for `train`, but this is a trial of a sweep; set it to null")
+    weights = job.start if job.resume is None else job.resume[0]
+    if weights is not None:
+        load_weights(network, weights.tensors)
+    autocast = autocast_type(config, network.dtype)
+    network = network.to(job.device)
+    trainer = Trainer(network, job.label, config, seed=config.seed, reduce=job.reduce, autocast=autocast)
     if job.resume is not None:
         trainer.load_state(job.resume[1].numbers, job.resume[1].tensors)
     return trainer
 
 
-def is_report_step(job: Job, step: int, total: int) -> bool:
-    """Whether to validate and checkpoint after `step`: every so many steps or each epoch, and at the end."""
-    every = job.config.train.evaluate_every_steps or job.train.steps_per_epoch
-    return step % every == 0 or step == total
+@dataclass(frozen=True)
+class Past:
+    """What a checkpoint says of the training so far, beside weights and optimizer; nothing at the start."""
+
+    place: Place = field(default_factory=Place)
+    rules: Mapping[str, Any] | None = None
+    meter: Mapping[str, float] = field(default_factory=dict)
+
+
+def past_of(job: Job) -> Past:
+    """The past of `job.resume`; checkpoints of older versions know the place alone."""
+    if job.resume is None:
+        return Past()
+    numbers = job.resume[1].numbers
+    if "place" not in numbers:
+        return Past(Place(int(numbers["step"]), int(numbers["step"])))
+    return Past(Place(**numbers["place"]), numbers["rules"], numbers["meter"])
+
+
+def rules_of(job: Job, past: Past) -> Rules:
+    """The run's stopping rules. ConfigError where early stopping watches a metric that there is not."""
+    settings = job.config.train
+    if settings.early_stopping is not None:
+        known = {"train_loss": 0.0}
+        if job.validation is not None:
+            known |= named(results(job.label, dict.fromkeys(metric_names(job.label), 1.0)))
+        if settings.early_stopping.metric not in known:
+            metric = settings.early_stopping.metric
+            why = " (there are no validation rows)" if job.validation is None else did_you_mean(metric, known)
+            raise ConfigError(f"train.early_stopping.metric must be one of {', '.join(known)}, but is {metric}{why}")
+    clock = (settings.max_minutes, settings.checkpoint_every_minutes)
+    return Rules(settings.early_stopping, clock, past.rules)
+
+
+def compute(job: Job, trainer: Trainer, step: Step, past: Past) -> StepResult:
+    """One step; the states of the first one, where it goes on within a batch, come from the checkpoint."""
+    turn = step.turn
+    if step.segment and step.number == past.place.step + 1:
+        assert job.resume is not None, "only a checkpoint begins within a batch"
+        restore(turn, job.train, trainer.network, job.rank, job.world, job.resume[1].tensors)
+    try:
+        result = trainer.step_over(turn.parts, step.segment)
+    except TrainingError as error:
+        raise job.explain(error, step) from error
+    if step.ends_turn:
+        trainer.position = turn.stop
+    return result
+
+
+def is_report_step(job: Job, step: Step, rules: Rules) -> bool:
+    """Whether to validate and checkpoint after a step: every so many of them or each epoch, and at the end."""
+    every = job.config.train.evaluate_every_steps
+    due = step.ends_epoch if every is None else step.number % every == 0
+    return due or step.last or rules.reason() is not None
+
+
+def is_checkpoint_step(job: Job, step: Step, rules: Rules) -> bool:
+    """Whether to checkpoint after a step that is not validated."""
+    every = job.config.train.checkpoint_every_steps
+    return rules.checkpoint_due or (every is not None and step.number % every == 0)
 
 
 class Validation:
@@ -124,7 +214,7 @@ class Validation:
         if self.job.validation is None:
             return {}
         total = summed(self.job, merged(batch_metrics(self.job, network, batch) for batch in self._batches()))
-        return {f"validation_{name}": value for name, value in results(self.job.label, total).items()}
+        return named(results(self.job.label, total))
 
     def _batches(self) -> Iterator[SequenceBatch]:
         if self._kept is not None:
@@ -146,6 +236,11 @@ class Validation:
         assert plan is not None, "metrics() returns before"
         steps = min(plan.steps_per_epoch, self.job.config.train.validation_batches or plan.steps_per_epoch)
         return (batch for batch in self.job.batches(plan, 0, steps) if batch is not None)
+
+
+def named(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of the validation rows, under the names they are reported by."""
+    return {f"validation_{name}": value for name, value in metrics.items()}
 
 
 def batch_metrics(job: Job, network: RnnNetwork, batch: SequenceBatch) -> MetricState:
@@ -172,56 +267,66 @@ def metric_names(label: FittedLabel) -> tuple[str, ...]:
     return ("rows", "weight", "loss", "absolute", "target", "target_squares")
 
 
-def snapshot(job: Job, trainer: Trainer, step: int, metrics: dict[str, float], *, last: bool) -> Report:
+def snapshot(job: Job, trainer: Trainer, step: Step, rules: Rules, meter: Meter, metrics: dict[str, float]) -> Report:
     """Metrics, a copy of the weights, and the training state of this moment."""
-    metrics = {"step": float(step), "epoch": step / job.train.steps_per_epoch} | metrics
+    rules.clock.kept()
+    ended = rules.reason() or (f"all of its {step.number} steps are made" if step.last else None)
+    metrics = {"step": float(step.number), "epoch": epochs_at(job.train, step)} | metrics
     bundle = bundle_of(
-        trainer.network, job.columns, job.label, metrics=metrics, provenance={**job.provenance, "step": step}
+        trainer.network, job.columns, job.label, metrics=metrics, provenance={**job.provenance, "step": step.number}
     )
-    return Report(step, metrics, bundle, TrainingState(*trainer.state()), last)
+    numbers, tensors = trainer.state()
+    numbers |= {"place": asdict(step.place), "rules": rules.state(), "meter": meter.state()}
+    if not step.ends_turn:
+        tensors |= gathered(step.turn, job.train, trainer.network, job.rank, job.world, job.reduce)
+    return Report(step.number, metrics, bundle, TrainingState(numbers, tensors), ended is not None, ended or "")
 
 
 class Meter:
     """Counts steps, losses and padding, and tells rank 0's progress now and then. Time spent validating is left out."""
 
-    def __init__(self, job: Job, total_steps: int, first_step: int) -> None:
+    def __init__(self, job: Job, past: Past) -> None:
         self.job = job
-        self.total_steps = total_steps
+        self.total_steps = total_steps(job.train, job.config.train)
         self.began = self.told = time.monotonic()
+        first_step = past.place.step
         self.steps_at_start = self.steps_at_told = first_step
-        self.loss = self.weight = 0.0
-        self.real = self.padded = self.real_at_told = 0
-        self._paused = self.began
+        self.loss, self.weight = (float(past.meter.get(name, 0.0)) for name in ("loss", "weight"))
+        # The past counts once over all workers.
+        self.real, self.padded = (int(past.meter.get(each, 0)) if job.rank == 0 else 0 for each in ("real", "padded"))
+        self.real_at_told = self.real
+        self._paused: float | None = None
         self.latest_loss = math.nan
         self._running = False
-        self.latest = Progress(first_step, total_steps, 0, math.nan, 0, 0, 1, math.nan)
+        self.latest = Progress(first_step, self.total_steps, 0, math.nan, 0, 0, 1, math.nan)
 
-    def count(self, step: int, batch: SequenceBatch | None, result: StepResult) -> None:
+    def count(self, step: Step, result: StepResult) -> None:
         """Takes one step into account and, if it is time, reports."""
         if result.weight:
             self.loss += result.loss * result.weight
             self.weight += result.weight
             self.latest_loss = result.loss
-        if batch is not None:
-            self.real += batch.real_steps
-            self.padded += batch.padded_length * len(batch)
+        real, padded = step.sizes()
+        self.real += real
+        self.padded += padded
+        self.total_steps = total_steps(self.job.train, self.job.config.train, step)
         now = time.monotonic()
         if not self._running:  # the clock starts when the pipeline has delivered
             self._running = True
             self.began = self.told = now
-            self.steps_at_start = self.steps_at_told = step
+            self.steps_at_start = self.steps_at_told = step.number
             self.real_at_told = self.real
-        if now - self.told >= PROGRESS_SECONDS or step == self.total_steps:
-            self._tell(step, now)
+        if now - self.told >= PROGRESS_SECONDS or step.last:
+            self._tell(step.number, epochs_at(self.job.train, step), now)
 
-    def _tell(self, step: int, now: float) -> None:
+    def _tell(self, step: int, epoch: float, now: float) -> None:
         seconds = max(now - self.told, 1e-9)
         rate = (step - self.steps_at_told) / seconds
         overall = (step - self.steps_at_start) / max(now - self.began, 1e-9)
         self.latest = Progress(
             step=step,
             total_steps=self.total_steps,
-            epoch=step / self.job.train.steps_per_epoch,
+            epoch=epoch,
             loss=self.latest_loss,
             steps_per_second=rate,
             real_steps_per_second=(self.real - self.real_at_told) / seconds * self.job.world,
@@ -240,24 +345,45 @@ class Meter:
         """The training loss and speed since the last report; resets the loss."""
         loss = self.loss / self.weight if self.weight else math.nan
         self.loss = self.weight = 0.0
-        self._paused = time.monotonic()
-        return {
+        self.pause()
+        real, padded = self.sizes()
+        metrics = {
             "train_loss": loss,
-            "padding": self.padded / self.real if self.real else 1.0,
+            "padding": padded / real if real else 1.0,
             "steps_per_second": self.latest.steps_per_second,
         }
+        return metrics | ({"long_rows": float(self.job.train.long_rows)} if self.job.train.long_rows else {})
+
+    def state(self) -> dict[str, float]:
+        """What a resumed training goes on counting from."""
+        real, padded = self.sizes()
+        return {"loss": self.loss, "weight": self.weight, "real": real, "padded": padded}
+
+    def sizes(self) -> tuple[int, int]:
+        """(real steps, padded steps) that all workers have computed. Every rank comes here."""
+        counts = torch.tensor([self.real, self.padded], dtype=torch.float64, device=self.job.device)
+        if self.job.reduce is not None:
+            self.job.reduce(counts)
+        real, padded = counts.tolist()
+        return int(real), int(padded)
+
+    def pause(self) -> None:
+        """Stops the clock for a validation or a checkpoint."""
+        self._paused = time.monotonic()
 
     def resume(self) -> None:
-        """Goes on after a report: the time it took does not count."""
-        pause = time.monotonic() - self._paused
-        self.began += pause
-        self.told += pause
+        """Goes on after a pause, if there was one: the time it took does not count."""
+        if self._paused is not None:
+            pause, self._paused = time.monotonic() - self._paused, None
+            self.began += pause
+            self.told += pause
 
 
 def plans(config: RunConfig, train: DataIndex, validation: DataIndex | None) -> tuple[Plan, Plan | None]:
     """The run's plans: training rows shuffled by its seed, validation rows each once and bucketed by length."""
     settings = config.train
+    plan = partial(Plan, batch_sequences=settings.batch_sequences, batch_padded_steps=settings.batch_padded_steps)
     return (
-        Plan(train, settings.batch_sequences, settings.seed, settings.window_batches),
-        None if validation is None else Plan(validation, settings.batch_sequences, shuffle=False),
+        plan(train, seed=settings.seed, window_batches=settings.window_batches),
+        None if validation is None else plan(validation, shuffle=False),
     )

@@ -13,6 +13,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")  # else each shutdown waits 30 s
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Barrier
 from typing import Any
 
 import hypothesis
@@ -22,11 +25,13 @@ import pytest
 import torch
 
 from model import registry
+from model.batch import SequenceBatch, collate
 from model.checkpoint import Bundle, bundle_of
 from model.config import ModelConfig
 from model.labels import FittedLabel, PredictionType, ProblemType
 from model.network import build_network
-from model.rows import FittedColumns, column_stats
+from model.plan import DataIndex, Fragment, Plan
+from model.rows import EncodedRows, FittedColumns, column_stats
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=60)
 hypothesis.settings.load_profile("repeatable")
@@ -179,3 +184,111 @@ def local_ray() -> Iterator[None]:
 
     with ray_session(logical_cpus=6):
         yield
+
+
+# Training without Ray: the workers' own loop on threads --------------------------------------------------------
+
+
+@dataclass
+class Trained:
+    """What the threads of `train_in_memory` have reported: rank 0's validations and checkpoints, in order."""
+
+    reports: list[Any]
+    checkpoints: list[Any]
+
+    @property
+    def last(self) -> Any:
+        """The last validation's report."""
+        return self.reports[-1]
+
+    @property
+    def losses(self) -> list[float]:
+        """The training loss of each report."""
+        return [report.metrics["train_loss"] for report in self.reports]
+
+
+class SumOverThreads:
+    """Adds tensors up over threads, in rank order, as the workers of a cluster do."""
+
+    def __init__(self, world: int) -> None:
+        self.barrier = Barrier(world, timeout=60)
+        self.tensors: list[torch.Tensor] = [torch.empty(0)] * world
+
+    def of_rank(self, rank: int) -> Callable[[torch.Tensor], None]:
+        """What rank hands its tensors to."""
+
+        def reduce(tensor: torch.Tensor) -> None:
+            self.tensors[rank] = tensor.clone()
+            self.barrier.wait()
+            total = sum(self.tensors[1:], self.tensors[0].clone())
+            self.barrier.wait()
+            tensor.copy_(total)
+
+        return reduce
+
+
+@pytest.fixture(scope="session")
+def train_in_memory() -> Callable[..., Trained]:
+    """train_in_memory(bundle, rows, *, validation, world, resume, job, **train): `pipelines.worker.run` on threads.
+
+    Starts from the bundle's weights, or goes on from a report or checkpoint of an earlier call.
+    """
+    return _train_in_memory
+
+
+def _train_in_memory(
+    bundle: Bundle,
+    rows: EncodedRows,
+    *,
+    validation: EncodedRows | None = None,
+    world: int = 1,
+    resume: Any = None,
+    job: dict[str, Any] | None = None,
+    **train: Any,
+) -> Trained:
+    from pipelines import worker
+    from pipelines.config import run_config
+
+    settings = {"batch_sequences": 4, "optimizer": "Adam", "learning_rate": 0.01, **train}
+    run = run_config(
+        {"data": {"train": "memory"}, "model": bundle.config.model_dump(mode="json"), "train": settings}, where="run"
+    )
+    plans = worker.plans(run, _index_of(rows), None if validation is None else _index_of(validation))
+    trained, sums = Trained([], []), SumOverThreads(world)
+
+    def work(rank: int) -> None:
+        def batches(plan: Plan, start: int, stop: int) -> Iterator[SequenceBatch | None]:
+            source = rows if plan is plans[0] else validation
+            assert source is not None
+            for step in range(start, stop):
+                mine = [piece.rows for piece in plan.pieces(rank, world, step, step + 1)]
+                yield collate(source.take(np.concatenate(mine))) if mine else None
+
+        worker.run(
+            worker.Job(
+                **{
+                    "config": run,
+                    "columns": bundle.columns,
+                    "label": bundle.label,
+                    "train": plans[0],
+                    "validation": plans[1],
+                    "batches": batches,
+                    "report": trained.reports.append if rank == 0 else lambda _: None,
+                    "checkpoint": trained.checkpoints.append if rank == 0 else lambda _: None,
+                    "reduce": sums.of_rank(rank) if world > 1 else None,
+                    "rank": rank,
+                    "world": world,
+                    "start": bundle,
+                    "resume": None if resume is None else (resume.bundle, resume.training),
+                    **(job or {}),
+                }
+            )
+        )
+
+    with ThreadPoolExecutor(world) as pool:
+        list(pool.map(work, range(world)))
+    return trained
+
+
+def _index_of(rows: EncodedRows) -> DataIndex:
+    return DataIndex((Fragment("memory", 0, len(rows)),), rows.lengths_B)

@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model import arrow_lists
 from model.arrow_lists import as_float32, list_lengths, numbers, offsets_of, owner, plain, unnest
 from model.errors import DataError
 
 NESTED = st.lists(st.none() | st.lists(st.none() | st.integers(-9, 9), max_size=4), max_size=6)
 MIDNIGHT = datetime.datetime(1970, 1, 2)
+TWO_SECONDS = datetime.timedelta(seconds=2)
 
 
 def assert_unnests(array: pa.Array, lists: list[list[Any] | None]) -> None:
@@ -60,6 +62,26 @@ def test_an_extension_type_is_read_by_its_storage() -> None:
     assert plain(pa.chunked_array([tensors, tensors])).to_pylist() == [[1, 2], None, [1, 2], None]
 
 
+@given(NESTED, st.integers(0, 3))
+def test_a_view_of_lists_is_read_as_python_reads_it(lists: list[Any], before: int) -> None:
+    array = pa.array([[7, 7]] * before + lists + [[8]], pa.list_view(pa.int64()))
+    assert_unnests(array.slice(before, len(lists)), lists)
+
+
+def test_run_ends_are_read_as_python_reads_them() -> None:
+    array = pc.run_end_encode(pa.array(["a", "a", None, "b"]))
+    assert plain(pa.chunked_array([array, array.slice(1, 2)])).to_pylist() == ["a", "a", None, "b", "a", None]
+
+
+def test_text_that_no_string_array_can_hold_is_not_lost() -> None:
+    """More than 2 GiB, which Arrow leaves in several chunks; here the chunks are small."""
+    column = pa.chunked_array([["a", "b"], ["c"]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrow_lists, "_combined", lambda chunked: chunked)
+        assert plain(column).to_pylist() == ["a", "b", "c"]
+        assert plain(column).type == pa.large_string()
+
+
 def test_a_null_list_is_an_empty_one() -> None:
     assert list_lengths(pa.chunked_array([[[1, 2], None], [[]]], pa.list_(pa.int8())), "x").tolist() == [2, 0, 0]
 
@@ -83,11 +105,14 @@ def test_a_column_that_is_no_list_is_named() -> None:
         (pa.array([True, None, False]), [1, np.nan, 0]),
         (pa.array([Decimal("1.25"), None], pa.decimal128(10, 2)), [1.25, np.nan]),
         (pa.array([Decimal("-1.25"), None], pa.decimal256(50, 2)), [-1.25, np.nan]),
-        (pa.array([MIDNIGHT, None], pa.timestamp("ms")), [86_400_000, np.nan]),
-        (pa.array([MIDNIGHT, None], pa.timestamp("us", "UTC")), [86_400_000_000, np.nan]),
-        (pa.array([MIDNIGHT.date(), None], pa.date32()), [1, np.nan]),
-        (pa.array([MIDNIGHT.date(), None], pa.date64()), [86_400_000, np.nan]),
-        (pa.array([datetime.timedelta(seconds=2), None], pa.duration("s")), [2, np.nan]),
+        *[(pa.array([MIDNIGHT, None], pa.timestamp(unit)), [86_400, np.nan]) for unit in ("s", "ms", "us", "ns")],
+        (pa.array([MIDNIGHT, None], pa.timestamp("us", "UTC")), [86_400, np.nan]),
+        (pa.array([MIDNIGHT, None], pa.timestamp("us", "Asia/Tokyo")), [86_400, np.nan]),
+        (pa.array([MIDNIGHT.date(), None], pa.date32()), [86_400, np.nan]),
+        (pa.array([MIDNIGHT.date(), None], pa.date64()), [86_400, np.nan]),
+        (pa.array([datetime.time(1, 0, 0, 500_000), None], pa.time32("ms")), [3600.5, np.nan]),
+        (pa.array([datetime.time(1, 0, 0, 500_000), None], pa.time64("ns")), [3600.5, np.nan]),
+        *[(pa.array([TWO_SECONDS, None], pa.duration(unit)), [2, np.nan]) for unit in ("s", "ms", "us", "ns")],
         (pa.nulls(2), [np.nan, np.nan]),
         (pa.array([], pa.int8()), []),
     ],

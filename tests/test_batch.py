@@ -36,6 +36,16 @@ def test_rows_are_padded_to_the_longest(lengths: list[int]) -> None:
     assert found.dtype == np.float32
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (0,)])
+@pytest.mark.parametrize("lengths", [[], [0, 0], [2, 0, 3], [400, 1, 380], [299, 301]])
+def test_short_and_long_rows_of_any_width_are_padded_alike(lengths: list[int], shape: tuple[int, ...]) -> None:
+    values = np.arange(1, sum(lengths) * int(np.prod(shape)) + 1, dtype=np.float32).reshape(sum(lengths), *shape)
+    found = pad(values, np.cumsum([0, *lengths]), fill=-7)
+    assert found.shape == (len(lengths), max(lengths, default=0), *shape)
+    fill = np.full(shape, -7).tolist()
+    assert found.tolist() == padded_slowly(cut(values.tolist(), lengths), fill)
+
+
 def rows_of(lengths: list[int], *, per_step: bool = True, weights: bool = False) -> EncodedRows:
     """Rows with a vector, one id and several ids a step, a context number and context ids, and labels."""
     steps, rows = sum(lengths), len(lengths)

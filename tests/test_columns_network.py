@@ -30,6 +30,7 @@ from model.errors import ConfigError, DataError
 from model.labels import FittedLabel
 from model.network import InputLayer, Represent, RnnNetwork, build_network
 from model.rows import FittedColumns, column_stats, encode_rows, padding_lookups
+from model.segments import Unrolling
 from model.settings import build
 from model.train_config import OptimizerConfig
 from model.training import Trainer
@@ -290,7 +291,8 @@ def test_several_workers_add_up_to_one_with_a_shared_table() -> None:
                        for _ in range(2))  # fmt: skip
     together.step(collate(rows))
     other = Trainer(network, LABEL, OptimizerConfig(), seed=1)
-    other._accumulate(collate(rows.slice(1, 2)))
+    rest = collate(rows.slice(1, 2))
+    other._accumulate(Unrolling(1, rest), 0, rest)
     parts.reduce = lambda buffer: buffer.add_(other.flat.buffer)
     parts.step(collate(rows.slice(0, 1)))
     torch.testing.assert_close(parts.flat.weights, together.flat.weights)

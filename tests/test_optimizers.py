@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.errors import ConfigError, TrainingError
-from model.optimizers import FlatOptimizer, FlatParameters, OptimizerConfig
+from model.optimizers import VOTES, FlatOptimizer, FlatParameters, OptimizerConfig
 from model.settings import build
 
 RULES = ("SGD", "Momentum", "Adagrad", "Adam", "RMSProp", "Ftrl")
@@ -166,7 +166,7 @@ def test_parameters_gradients_and_tables_are_views_of_one_vector(make_bundle: An
     flat.weights.zero_()
     assert not any(parameter.any() for parameter in network.parameters())
     rows = sum(named[name].shape[0] for name in tables)
-    assert len(flat.buffer) == flat.size + rows + 2
+    assert len(flat.buffer) == flat.size + rows + 2 + VOTES
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -41,7 +41,7 @@ def test_fragments_stand_in_order_of_file_and_row_group(tmp_path: Path) -> None:
     empty = write(tmp_path / "c.parquet", TABLE.slice(0, 0))
     found = find_fragments(tmp_path, ["x"])
     assert found == [
-        Fragment(first, 0, 2), Fragment(first, 1, 2), Fragment(second, 0, 3), Fragment(second, 1, 1)
+        Fragment(first, 0, 2, 0), Fragment(first, 1, 2, 2), Fragment(second, 0, 3, 0), Fragment(second, 1, 1, 3)
     ]  # fmt: skip
     assert read_footer(empty).num_rows == 0
     tables = [read_fragment(fragment, ["key", "x", "key"]) for fragment in found]

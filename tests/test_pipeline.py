@@ -105,7 +105,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(make_run: 
         train(config)
     with pytest.raises(
         ConfigError,
-        match=r"may change only epochs, steps and resources, but train\.learning_rate was 0\.01, but is 0\.5",
+        match=r"may change only its budget, stopping rules, .*, but train\.learning_rate was 0\.01, but is 0\.5; set",
     ):
         train(make_run(steps=2, learning_rate=0.5), resume=True)
     with pytest.raises(ConfigError, match="there is no run to resume; start it without --resume"):
@@ -222,7 +222,7 @@ def test_prediction_keeps_rows_keys_and_states_and_goes_on_where_it_was(
     again = predict(str(tmp_path / "bundle"), str(data), str(output))
     assert again.skipped_files == 11
     assert pa.concat_tables(pq.read_table(file) for file in files).equals(written)
-    with pytest.raises(ConfigError, match="holds predictions of another bundle, input or choice of columns"):
+    with pytest.raises(ConfigError, match="holds predictions or states made with another choice of columns"):
         predict(str(tmp_path / "bundle"), str(data), str(output), keep=["key"])
 
 

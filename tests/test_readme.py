@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,10 @@ import uuid
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,10 +31,13 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
-def commands() -> list[str]:
-    """Commands of the console blocks without their comments; a line that is no `$ …` goes on with the one before."""
+def commands(holding: str = "") -> list[str]:
+    """Commands of the console blocks (of those with `holding`) without their comments.
+
+    A line that is no `$ …` goes on with the one before.
+    """
     found: list[str] = []
-    for line in "".join(blocks("console")).splitlines():
+    for line in "".join(block for block in blocks("console") if holding in block).splitlines():
         if line.startswith("$ "):
             found.append(line.removeprefix("$ "))
         else:
@@ -120,7 +127,7 @@ def test_the_quick_demo_goes_through_every_stage_and_proves_its_scores(demo: tup
 def test_the_commands_from_parquet_to_a_service_run_as_written(demo: tuple[Path, str]) -> None:
     directory, _ = demo
     (directory / "pipelines").symlink_to(ROOT / "pipelines")
-    mine = [shlex.split(command) for command in commands() if command.startswith("dynamic-rnn")]
+    mine = [shlex.split(command) for command in commands("demo-data")[1:]]
     small = {"demo-data": ["--max-bytes=100000"], "train": ["train.steps=4", "model.num_units=[16]"]}
     small["tune"] = ["train.steps=4", "train.evaluate_every_steps=2", "tune.trials=2"]
     served = None
@@ -133,6 +140,33 @@ def test_the_commands_from_parquet_to_a_service_run_as_written(demo: tuple[Path,
         assert result.returncode == 0, f"{' '.join(words)}\n{result.stdout}{result.stderr}"
     assert served is not None
     serve_and_ask(served, directory)
+
+
+@pytest.mark.slow
+def test_the_commands_for_data_of_ones_own_run_as_written(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    counts = random.integers(3, 30, 60)
+    start = np.datetime64("2024-01-01T00:00", "ms")
+    times = np.concatenate([start + np.arange(count) * np.timedelta64(60_000, "ms") for count in counts])
+    events = pa.table(
+        {
+            "user_id": np.repeat(np.arange(60), counts),
+            "ts": times,
+            "amount": random.normal(50, 10, len(times)),
+            "kind": random.choice(["view", "buy"], len(times)),
+        }
+    )
+    pq.write_table(events, tmp_path / "events.parquet")
+    for command in commands("fit-columns"):
+        words = shlex.split(command)
+        if words[1] == "predict" and not (tmp_path / words[3]).exists():
+            shutil.copytree(tmp_path / "sequences", tmp_path / words[3])
+        result = run([*words, *(["train.steps=4"] if words[1] == "train" else [])], tmp_path)
+        assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
+    assert (tmp_path / "runs" / "sequences" / "report.html").exists()
+    days = [pq.read_table(path) for path in sorted((tmp_path / "out").glob("*/*.parquet"))]
+    assert [day.num_rows for day in days] == [60, 60]
+    assert days[0]["rnn_cell_state_0"] != days[1]["rnn_cell_state_0"]  # Tuesday went on from Monday's states
 
 
 def serve_and_ask(command: list[str], directory: Path) -> None:

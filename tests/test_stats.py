@@ -92,10 +92,10 @@ def test_rare_keys_are_left_out(changes: dict[str, int], keys: tuple[str, ...]) 
     assert fitted == FittedVocabulary(name="word", keys=keys)
 
 
-def test_declared_keys_stand_as_declared_and_count_nothing() -> None:
+def test_declared_keys_stand_as_declared_and_count_themselves_alone() -> None:
     source = Vocabulary(name="word", keys=("z", "a"), oov_buckets=0)
-    stats = stats_of(source, pa.array(["q", "a"]))
-    assert stats.keys == Counter()
+    stats = stats_of(source, pa.array(["q", "a", None, "a", "r"]))
+    assert (stats.keys, stats.entries, stats.filled) == (Counter({"a": 2}), 5, 4)
     assert fit_source(source, stats) == FittedVocabulary(name="word", keys=("z", "a"), oov_buckets=0)
 
 

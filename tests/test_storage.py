@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
 from pyarrow import fs
@@ -165,7 +166,7 @@ def test_trees_are_copied_and_removed(tmp_path: Path) -> None:
 def bucket(monkeypatch: pytest.MonkeyPatch) -> str:
     """A `mock://` store, as pyarrow's own tests use it, that keeps its content between two look-ups."""
     filesystem = fs._MockFileSystem()
-    monkeypatch.setattr(storage, "resolve", lambda path: (filesystem, str(path).removeprefix("mock://")))
+    monkeypatch.setattr(storage, "resolve", lambda path: (filesystem, unquote(str(path).removeprefix("mock://"))))
     return "mock://bucket"
 
 
@@ -181,10 +182,40 @@ def test_an_object_store_is_written_read_and_searched(bucket: str) -> None:
     assert not storage.exists(storage.join(bucket, "data"))
 
 
-def test_an_object_store_has_no_globs(bucket: str) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.parquet", ["a.parquet", "b c.parquet", "größe.parquet"]),
+        ("data/*", ["data/deep/er/z.parquet", "data/x.parquet", "data/y.txt"]),
+        ("*/[xz].*", ["data/x.parquet"]),
+        ("*/[!xz].*", ["data/y.txt"]),
+        ("d*", ["data/deep/er/z.parquet", "data/x.parquet"]),
+        ("**/z.parquet", ["data/deep/er/z.parquet"]),
+        ("data/**/*.parquet", ["data/deep/er/z.parquet", "data/x.parquet"]),
+    ],
+)
+def test_globs_in_an_object_store_mean_what_they_mean_locally(
+    bucket: str, tmp_path: Path, pattern: str, expected: list[str]
+) -> None:
+    files = ["a.parquet", "b c.parquet", "größe.parquet", "_h.parquet", "data/x.parquet", "data/y.txt"]
+    for name in [*files, "data/deep/er/z.parquet", "data/.tmp/x.parquet"]:
+        for root in (bucket, str(tmp_path)):
+            path = storage.join(root, name)
+            storage.make_directory(path.rpartition("/")[0])
+            storage.write_bytes(path, b"x")
+    found = storage.find_files(storage.join(bucket, pattern))
+    assert found == sorted(storage.join(bucket, quote(name)) for name in expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "resolve", lambda path: (fs.LocalFileSystem(), str(path)))
+        assert names(storage.find_files(tmp_path / pattern), tmp_path) == sorted(expected)
+
+
+def test_a_glob_in_an_object_store_that_finds_nothing_is_told(bucket: str) -> None:
     with pytest.raises(DataError) as raised:
         storage.find_files(f"{bucket}/*.parquet")
-    assert str(raised.value) == f"{bucket}/*.parquet: globs are for local paths; name the directory instead"
+    assert str(raised.value) == (
+        f"{bucket}/*.parquet: must hold at least one .parquet file, but holds none; check the path"
+    )
 
 
 # Runs -------------------------------------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ def test_a_loss_that_is_no_number_is_told_and_moves_nothing(make_bundle: Any, ma
     [({}, 7, 7), ({"epochs": 3}, 7, 21), ({"steps": 5}, 7, 5), ({"steps": 50}, 7, 50)],
 )
 def test_training_is_as_long_as_its_steps_or_epochs(settings: dict[str, Any], steps_per_epoch: int, total: int) -> None:
-    assert TrainConfig(**settings).total_steps(steps_per_epoch) == total
+    assert TrainConfig(**settings).total_steps(lambda epochs: epochs * steps_per_epoch) == total
 
 
 def test_steps_and_epochs_exclude_each_other() -> None:

@@ -31,7 +31,10 @@ _FIXED = {
         "problem_type", "prediction_type", "columns", "label", "weight", "num_classes", "classes", "class_weights",
         "standardize_label", "predict_probabilities", "dtype",
     },
-    "train": {"epochs", "steps", "evaluate_every_steps", "validation_batches"},
+    "train": {
+        "epochs", "steps", "max_minutes", "evaluate_every_steps", "validation_batches", "checkpoint_every_steps",
+        "checkpoint_every_minutes", "early_stopping", "keep_best", "warm_start", "new_vocabulary",
+    },
 }  # fmt: skip
 VARIABLE = tuple(
     f"{room}.{name}"

@@ -9,16 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from model.batch import SequenceBatch
 from model.plan import Plan
-from pipelines.batching import KeptRows, cut, encoded_bytes
+from pipelines.batching import CPU, KeptRows, cut, encoded_bytes
+from pipelines.prefetch import prefetched
 from pipelines.reading import Request, RowReader
 
 KEPT_BYTES = 128 * 2**20  # of encoded rows; less than a worker of a run keeps, for a machine runs several trials
 
 
-def direct_batches(reader: RowReader, plan: Plan, start: int, stop: int) -> Iterator[SequenceBatch | None]:
+def direct_batches(
+    reader: RowReader, plan: Plan, start: int, stop: int, device: torch.device = CPU
+) -> Iterator[SequenceBatch | None]:
     """`worker.Batches` of the only worker, for steps start … stop − 1. DataError names file, row and column."""
+    return prefetched(_batches(reader, plan, start, stop), device)
+
+
+def _batches(reader: RowReader, plan: Plan, start: int, stop: int) -> Iterator[SequenceBatch | None]:
     several_epochs = stop - start > plan.steps_per_epoch
     small = encoded_bytes(plan.index, reader.columns) <= KEPT_BYTES
     kept = KeptRows(plan.index, lambda requests: map(reader.read, requests)) if several_epochs and small else None
@@ -26,4 +35,4 @@ def direct_batches(reader: RowReader, plan: Plan, start: int, stop: int) -> Iter
         reader.read(Request.of(plan.index, piece.rows)) if kept is None else kept.take(piece.rows)
         for piece in plan.pieces(0, 1, start, stop)
     )
-    return cut(parts, (plan.batch_rows(step) for step in range(start, stop)))
+    yield from cut(parts, (plan.batch_rows(step) for step in range(start, stop)))

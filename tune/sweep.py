@@ -26,6 +26,7 @@ from model.storage import exists, join, make_directory, remove_tree, write_bytes
 from pipelines import ingest, worker
 from pipelines.cluster import preflight
 from pipelines.config import RunConfig
+from pipelines.fit import fitted_data
 from pipelines.train import interruptible
 from tune.check import RAY_TRAIN, RAY_TUNE, RUN_YAML, TRIALS, check_sweep
 from tune.collect import collected
@@ -69,7 +70,7 @@ def sweep(
     tuning = check_sweep(config, resume=resume)
     gpus = gpus_per_trial(config, tuning)
     preflight(cpus=tuning.workers_per_trial * config.resources.cpus_per_worker, gpus=gpus)
-    prepared = prepare(config, resume=resume, on_scan=on_scan)
+    prepared = prepare(config, resume=resume, on_scan=on_scan, say=say)
     steps = worker.plans(trial_run(config, tuning, {}), prepared.train, None)[0].steps_per_epoch
     with interruptible(), following(config.directory, tuning, say) as followed, settled(quiet=quiet):
         results = tuner(config, tuning, steps_per_epoch=steps, gpus=gpus, resume=resume).fit()
@@ -83,12 +84,13 @@ def sweep(
     return kept
 
 
-def prepare(config: RunConfig, *, resume: bool, on_scan: ingest.Progress | None) -> ingest.Prepared:
-    """The data, scanned once for all trials, and what a failed start has left cleared away."""
+def prepare(
+    config: RunConfig, *, resume: bool, on_scan: ingest.Progress | None, say: Callable[[str], None] | None = None
+) -> ingest.Prepared:
+    """The data, scanned once for all trials (or before, by `fit-columns`); clears what a failed start has left."""
+    prepared = fitted_data(config, resume=resume, progress=on_scan, say=say)
     if resume:
-        return ingest.load_prepared(config.directory)
-    prepared = ingest.prepare_run(config, on_scan)
-    ingest.save_prepared(config.directory, prepared)
+        return prepared
     if exists(join(config.directory, RUN_YAML)):  # else what lies there is not ours
         for part in (RAY_TUNE, RAY_TRAIN):
             remove_tree(join(config.directory, part))

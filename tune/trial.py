@@ -98,14 +98,15 @@ def train_here(config: RunConfig, tuning: TuneConfig, run: RunConfig, settings: 
 
     torch.set_num_threads(run.resources.cpus_per_worker)
     prepared = ingest.load_prepared(config.directory)
+    device = torch.device("cuda" if cuda else "cpu")
     worker.run(
         job(
             run,
             settings,
             prepared,
-            batches=partial(direct_batches, RowReader(prepared.columns, prepared.label)),
+            batches=partial(direct_batches, RowReader(prepared.columns, prepared.label), device=device),
             report=partial(report_to_tune, tuning),
-            device=torch.device("cuda" if cuda else "cpu"),
+            device=device,
             resume=loaded(ray.tune.get_checkpoint()),
         )
     )
@@ -200,17 +201,18 @@ def train_rank(given: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     prepared = ingest.load_prepared(config.directory)
     reader = RowReader(prepared.columns, prepared.label)
+    device = ray.train.torch.get_device() if given["cuda"] else torch.device("cpu")
     worker.run(
         job(
             run,
             given["settings"],
             prepared,
-            batches=partial(train.rank_batches, reader, rank, world, run.plugins),
+            batches=partial(train.rank_batches, reader, rank, world, run.plugins, device),
             report=partial(report_to_train, tuning, rank),
             reduce=train.sum_over_workers,
             rank=rank,
             world=world,
-            device=ray.train.torch.get_device() if given["cuda"] else torch.device("cpu"),
+            device=device,
             resume=loaded(ray.train.get_checkpoint()),
         )
     )

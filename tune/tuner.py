@@ -100,7 +100,7 @@ def asha(config: RunConfig, tuning: TuneConfig, steps_per_epoch: int) -> Any:
     train = trial_run(config, tuning, {}).train
     every = train.evaluate_every_steps or steps_per_epoch
     grace = tuning.asha.grace_steps or tuning.asha.grace_reports * every
-    total = train.total_steps(steps_per_epoch)
+    total = train.total_steps(lambda epochs: steps_per_epoch * epochs)
     in_steps = train.steps is not None or tuning.asha.grace_steps is not None
     if grace >= total:
         return None

@@ -1,0 +1,107 @@
+"""What of a table's rows is refused, and what the accepted ones tell: the one place where rows are checked.
+
+Knows no files, no torch, no Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from model.arrow_lists import Array, numbers
+from model.columns import Numeric, Weighted, source_of
+from model.config import ModelConfig
+from model.errors import DataError
+from model.fitting import FittedHashBucket, FittedWeighted, entry_to_row, fit_source
+from model.labels import FittedLabel, ProblemType, label_stats, refuse_null, text_values
+from model.merging import DataStats
+from model.rows import entries_of, iterate_leaves, iterate_sources, source_entries
+from model.stats import ColumnStats, matrix_of, numeric_stats, stats_of
+
+
+def check_rows(table: pa.Table, config: ModelConfig, lengths: np.ndarray) -> None:
+    """Refuses what `checked_stats` refuses."""
+    checked_stats(table, config, lengths)
+
+
+def checked_stats(
+    table: pa.Table, config: ModelConfig, lengths: np.ndarray, widths: Mapping[str, int] | None = None
+) -> DataStats:
+    """Statistics of a table; refuses now, and for rows of every split, what would otherwise stop the training midway.
+
+    Numbers are encoded by a provisional fit of this table; labels and weights as far as the classes are declared.
+    `widths` say how many values an entry of a numeric column must hold.
+    """
+    columns, quantiles = {}, config.columns.learned_boundaries()
+    for group, key, source in iterate_leaves(config.columns):
+        entries, offsets = entries_of(table, source.name, group)
+        try:
+            if widths and source.name in widths and isinstance(source, Numeric):
+                matrix_of(entries, source.name, widths[source.name])
+            columns[key] = stats_of(source, entries, quantiles=source.name in quantiles)
+            if isinstance(source, Numeric):
+                fit_source(source, columns[key]).encode(entries)
+        except DataError as error:
+            raise entry_to_row(error, offsets) from error.__cause__
+    _check_weights(table, config)
+    entries, offsets = unfitted_label(config).entries(table, lengths)
+    if _learns_classes(entries, config):
+        try:
+            refuse_null(entries, config.label)
+        except DataError as error:
+            raise entry_to_row(error, offsets) from error.__cause__
+    else:
+        declared_label(config).encode(table, lengths)
+    unfitted_label(config).encode_weights(table, lengths)
+    return DataStats(columns, _label_stats(entries, config))
+
+
+def _check_weights(table: pa.Table, config: ModelConfig) -> None:
+    """Weighted values have a number each, whatever the values mean."""
+    for group, _, column in iterate_sources(config.columns):
+        source = source_of(column)
+        if isinstance(source, Weighted):
+            parts, offsets = source_entries(table, column, group)
+            values = FittedHashBucket(name=source.source.name, buckets=1)
+            try:
+                FittedWeighted(source=values, weights=source.weights).encode(*parts)
+            except DataError as error:
+                raise entry_to_row(error, offsets) from error.__cause__
+
+
+def _label_stats(entries: Array, config: ModelConfig) -> ColumnStats:
+    """What the labels tell: the counts of their values, or the moments of numbers."""
+    if config.problem_type is ProblemType.CLASSIFICATION:
+        return label_stats(config.label, entries)
+    return numeric_stats(numbers(entries, config.label)[:, None])
+
+
+def _learns_classes(entries: Array, config: ModelConfig) -> bool:
+    """Whether class values are learned: where they are not declared, and strings are no ids either."""
+    classification = config.problem_type is ProblemType.CLASSIFICATION
+    return classification and config.classes is None and (config.num_classes == "auto" or text_values(entries))
+
+
+# The label before its classes are known -------------------------------------------------------------------------
+
+
+def unfitted_label(config: ModelConfig) -> FittedLabel:
+    """The label's declaration, enough to find its entries before the classes are known."""
+    return FittedLabel(
+        name=config.label,
+        weight=config.weight,
+        problem_type=config.problem_type,
+        prediction_type=config.prediction_type,
+    )
+
+
+def declared_label(config: ModelConfig) -> FittedLabel:
+    """The label as far as its classes are declared."""
+    label = unfitted_label(config)
+    if config.problem_type is not ProblemType.CLASSIFICATION:
+        return label
+    if config.classes is not None:
+        return label.model_copy(update={"num_classes": len(config.classes), "classes": config.classes})
+    return label.model_copy(update={"num_classes": None if config.num_classes == "auto" else config.num_classes})

@@ -1,0 +1,57 @@
+"""The command that lists runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipelines.run_status import RunLine
+
+WIDTH = 200  # a bundle's path should stay on one line, to be copied
+
+
+def runs(
+    context: typer.Context,
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="directory or URI that holds the runs")] = "runs",
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON object a line")] = False,
+) -> None:
+    """List the runs in a directory: status, best metric, and where the best bundle lies."""
+    import json
+    from dataclasses import asdict
+
+    from model.storage import absolute
+    from pipelines.run_status import list_runs
+
+    found = list_runs(absolute(output))
+    if as_json:
+        for line in found:
+            context.obj.say(json.dumps(asdict(line)))
+        return
+    if not found:
+        context.obj.say(f"no runs in {absolute(output)}")
+        return
+    context.obj.say(_table(found))
+
+
+def _table(lines: list[RunLine]) -> str:
+    import io
+    import time
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipelines.console import duration
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("run", "status", "step", "best", "updated", "bundle"):
+        table.add_column(heading, justify="right" if heading == "step" else "left", overflow="fold")
+    for line in lines:
+        best = "" if line.value is None else f"{line.metric} {line.value:.4f}"
+        ago = "" if line.updated is None else f"{duration(max(time.time() - line.updated, 0))} ago"
+        step = "" if line.step is None else f"{line.step}"
+        table.add_row(line.name, line.status, step, best, ago, line.bundle or "")
+    stream = io.StringIO()
+    Console(file=stream, width=WIDTH, no_color=True).print(table)
+    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())

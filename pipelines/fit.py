@@ -1,0 +1,89 @@
+"""Columns fitted once and used by all: `fit-columns`, a training, a sweep and their resumes come through `fitted_data`.
+
+What lies in a run's `data/` is used only while its signature goes with the data and the settings. Otherwise a fresh run
+scans again; a resumed one scans again, too, and goes on only if it finds the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from model.errors import ConfigError
+from model.plan import DataIndex
+from model.storage import exists, join
+from pipelines import ingest
+from pipelines.config import RunConfig
+from pipelines.fit_signature import changes, forget, signature_of, store, told
+from pipelines.ingest import Prepared, Progress
+
+METRICS = "metrics.jsonl"  # what a run or a sweep has once it has something to lose
+
+
+def check_fit(config: RunConfig) -> None:
+    """ConfigError where fitting would take away what a run or a sweep was trained on. Changes nothing."""
+    if exists(join(config.directory, METRICS)) and (changed := changes(config, signature_of(config))):
+        raise ConfigError(
+            f"{config.directory} holds a run that was trained on other data or columns: {told(changed)}; choose "
+            f"another name=…"
+        )
+
+
+def is_current(config: RunConfig) -> bool:
+    """Whether what is stored for a run goes with its data and settings, so that nothing need be scanned.
+
+    DataError where there are no data.
+    """
+    signature = signature_of(config)
+    return ingest.is_prepared(config.directory) and not changes(config, signature)
+
+
+def fitted_data(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Prepared:
+    """A run's fitted columns and row indexes: what is stored where it is current, else scanned and stored.
+
+    `say` gets a line on why stored columns are not used. DataError for bad data; ConfigError where a resumed run would
+    go on with other data than it began with.
+    """
+    directory, signature = config.directory, signature_of(config)
+    stored = ingest.load_prepared(directory) if ingest.is_prepared(directory) else None
+    changed = changes(config, signature) if stored is not None else []
+    if stored is not None and not changed:
+        return stored
+    if stored is not None and say is not None:
+        say(f"fitting the columns again: {told(changed)}")
+    found = ingest.prepare_run(config, progress)
+    if resume and stored is not None and not same(stored, found):
+        raise ConfigError(
+            f"{directory}: a resumed run goes on with the data it began with, but they have changed: "
+            f"{told(changed)}; restore them, or start a new run under another name"
+        )
+    forget(directory)  # until all of it is written
+    ingest.save_prepared(directory, found)
+    store(directory, signature)
+    return found
+
+
+def same(one: Prepared, other: Prepared) -> bool:
+    """Whether two scans have found the same columns and rows, to the last bit."""
+    if (one.columns, one.label) != (other.columns, other.label):
+        return False
+    if one.validation is None or other.validation is None:
+        return one.validation is other.validation and same_index(one.train, other.train)
+    return same_index(one.train, other.train) and same_index(one.validation, other.validation)
+
+
+def same_index(one: DataIndex, other: DataIndex) -> bool:
+    """Whether two indexes name the same rows of the same row groups, of the same lengths."""
+    groups = [[(part.file, part.row_group, part.rows) for part in index.fragments] for index in (one, other)]
+    if groups[0] != groups[1] or not np.array_equal(one.lengths, other.lengths):
+        return False
+    if one.selected is None or other.selected is None:
+        return one.selected is other.selected
+    return np.array_equal(one.selected, other.selected)

@@ -1,0 +1,57 @@
+"""What runs in the processes of a distributed pass: one that loads once what it needs, then does an item a call.
+
+Knows no Ray and, until a scoring task asks for it, no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipelines.messages import outcome
+
+_held: dict[str, Any] = {}  # in a task's process: what the latest job has loaded
+
+
+@dataclass(frozen=True)
+class HeldTask:
+    """Does item `id` of `items` by `holder_class(*arguments)`, which a process makes once; `job` names the pass.
+
+    With a `device`, the holder computes there and gets it as `device=`.
+    """
+
+    holder_class: type[Any]
+    arguments: tuple[Any, ...]
+    items: tuple[Any, ...]
+    job: str
+    device: str | None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        item = self.items[int(batch["id"][0])]
+        return {"result": np.array([outcome(lambda: self._holder()(item))], object)}
+
+    def _holder(self) -> Any:
+        if self.job not in _held:
+            _held.clear()
+            _held[self.job] = self._load()
+        return _held[self.job]
+
+    def _load(self) -> Any:
+        if self.device is None:
+            return self.holder_class(*self.arguments)
+        import torch
+
+        torch.set_num_threads(1)
+        return self.holder_class(*self.arguments, device=self.device)
+
+
+class GpuTask:
+    """The same in an actor that owns a GPU."""
+
+    def __init__(self, task: HeldTask) -> None:
+        self.task = replace(task, device="cuda")
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return self.task(batch)

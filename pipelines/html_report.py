@@ -1,0 +1,73 @@
+"""Self-contained HTML pages: one template, one style, charts and styles inline, nothing loaded from anywhere.
+
+Everything a template shows is escaped, but for charts, which `pipelines.charts` has made. Pages hold no script, and a
+policy that forbids any: what stands in the data cannot run. Knows no Ray, no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+HERE = Path(__file__).parent
+NOTHING = "\N{EN DASH}"
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of a template in this directory. Markup in the values (`chart`) goes into it unescaped."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "share": share, "bytes": byte_count, "whole": whole, "value": shown_value}
+    return environment.get_template(template).render(**values) + "\n"
+
+
+def chart(svg: str) -> Markup:
+    """An SVG of `pipelines.charts`, which goes into the page as it is."""
+    return Markup(svg)
+
+
+def number(value: Any) -> str:
+    """A number for people: six digits, thousands apart."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return f"{value:,.6g}" if isinstance(value, float) and 1e-4 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def shown_value(value: Any) -> str:
+    """A value of the data: strings as they are, quoted where one would not see where they begin and end."""
+    if not isinstance(value, str):
+        return number(value)
+    return value if value and value == value.strip() else repr(value)
+
+
+def whole(value: int) -> str:
+    """A whole number, thousands apart."""
+    return f"{value:,}"
+
+
+def share(part: float, total: float) -> str:
+    """A share in percent; what is not nothing never shows as 0 %."""
+    if not total:
+        return NOTHING
+    percent = 100 * part / total
+    if 0 < percent < 0.01:
+        return "< 0.01 %"
+    return f"{percent:.2f} %" if percent < 10 else f"{percent:.1f} %"
+
+
+def byte_count(count: float) -> str:
+    """Bytes in the unit that reads best."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1024
+    raise AssertionError("the last unit takes all")

@@ -1,0 +1,122 @@
+"""`inspect`: a report on data before anything is trained. One distributed pass; each row group is a task.
+
+A peek at three row groups decides what to look for where no run says it; then every row group is profiled once, and
+the profiles merge in (file, row group) order: the same data give the same report on any number of workers. The driver
+keeps 12 bytes a row (its length and the hash of its key) and summaries of bounded size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray.data
+
+from model.parquet import find_fragments, read_footer
+from model.plan import Fragment
+from model.scan import optional_columns, read_columns
+from model.storage import absolute
+from pipelines.cluster import configure_ray_data
+from pipelines.config import RunConfig
+from pipelines.inspect_estimates import Estimates, estimates
+from pipelines.inspect_findings import Finding, findings
+from pipelines.inspect_propose import Proposal, propose
+from pipelines.inspect_roles import Choice, choose_look, configured_look, configured_roles, roles_of
+from pipelines.inspect_scan import FragmentProfile, Look, ProfileTask
+from pipelines.inspect_survey import Merger, Survey, survey_of
+from pipelines.messages import value_of
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """The survey, what is suspicious in it, a run for it, and what that run (or the given one) would take."""
+
+    survey: Survey
+    findings: tuple[Finding, ...]
+    proposal: Proposal
+    estimates: Estimates | None
+    config: RunConfig | None
+    values: bool
+
+
+def inspect_data(
+    data: str,
+    *,
+    config: RunConfig | None = None,
+    label: str | None = None,
+    key: str | None = None,
+    values: bool = True,
+    sample: bool = False,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Inspects all rows under `data`; with `config` as its run would read them.
+
+    `values` lets the report name values of the data, `sample` adds its first rows. DataError when a file or a column
+    that the run needs cannot be read; ConfigError for a label or key that is no column.
+    """
+    fragments = _fragments(data, config)
+    look, told_label, told_key = _look(fragments, config, label, key)
+    look = replace(look, sample=sample)
+    merger = Merger()
+    kept = []
+    for done, part in enumerate(profiles(fragments, look), 1):
+        merger.add(part)
+        kept.append(replace(fragments[done - 1], rows=part.rows))  # a filter may leave fewer
+        if progress is not None:
+            progress(done, len(fragments))
+    roles = (
+        roles_of(merger.columns, look, {name: told.rows for name, told in merger.disagreements.items()})
+        if config is None
+        else configured_roles(merger.columns, config.model, told_key.name)
+    )
+    survey = survey_of(merger, absolute(data), kept, look, told_label, told_key, roles)
+    proposal = propose(survey, values=values)
+    run = config or proposal.config
+    return Inspection(
+        survey=survey,
+        findings=tuple(findings(survey, values=values)),
+        proposal=proposal,
+        estimates=None if run is None or survey.lengths is None else estimates(survey, run),
+        config=config,
+        values=values,
+    )
+
+
+def _fragments(data: str, config: RunConfig | None) -> list[Fragment]:
+    if config is None:
+        return find_fragments(data, ())
+    names, optional = read_columns(config.model), optional_columns(config.model)
+    return find_fragments(data, names, optional=optional, where=config.data.where)
+
+
+def _look(
+    fragments: Sequence[Fragment], config: RunConfig | None, label: str | None, key: str | None
+) -> tuple[Look, Choice, Choice]:
+    if config is not None:
+        names = read_footer(fragments[0].file).schema.to_arrow_schema().names
+        names += [name for name, _ in fragments[0].partitions]
+        return configured_look(config.model, key or config.data.key, names, config.data.where, config.plugins)
+    some = sorted({0, len(fragments) // 2, len(fragments) - 1})
+    peek = Merger()
+    for part in profiles([fragments[number] for number in some], Look()):
+        peek.add(part)
+    return choose_look(peek, label, key)
+
+
+def profiles(fragments: Sequence[Fragment], look: Look) -> Iterator[FragmentProfile]:
+    """The profiles of all fragments, in order."""
+    configure_ray_data()
+    pipeline = ray.data.range(len(fragments), override_num_blocks=len(fragments)).map_batches(
+        ProfileTask(tuple(fragments), look), batch_size=1, batch_format="numpy"
+    )
+    expected = 0
+    waiting: dict[int, Any] = {}
+    for row in pipeline.iter_rows():
+        waiting[int(row["id"])] = row["profile"]
+        while expected in waiting:
+            yield FragmentProfile.from_plain(value_of(waiting.pop(expected)))
+            expected += 1
+    assert expected == len(fragments), "each fragment gives one profile"

@@ -1,0 +1,207 @@
+"""The order of sequences: by the key's 64-bit hash, then key, time, and place in the input; sorted, and merged.
+
+Keys come in the order of their hashes, so that any share of the hash range is a share of the keys (a bucket), and
+the order does not depend on how many buckets there are. Equal hashes of different keys are told apart by the key.
+Knows no files and no Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from model import compute as pc
+from model.arrow_lists import Array, is_list, plain, ranges, unnest
+from model.hashing import fingerprints
+
+
+@dataclass(frozen=True)
+class Events:
+    """Rows with what orders them: `hash_N` of the key (uint64) and `time_N` (int64 or float64)."""
+
+    hash_N: np.ndarray
+    time_N: np.ndarray
+    keys: Array
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return len(self.hash_N)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows in memory."""
+        return int(self.table.nbytes) + 16 * len(self)
+
+    def slice(self, start: int, stop: int) -> Events:
+        """Rows start … stop − 1, sharing memory."""
+        length = stop - start
+        return Events(
+            self.hash_N[start:stop],
+            self.time_N[start:stop],
+            self.keys.slice(start, length),
+            self.table.slice(start, length),
+        )
+
+    def take(self, rows: np.ndarray) -> Events:
+        """The rows in that order, in memory of their own."""
+        places = pa.array(rows, pa.int64())
+        return Events(
+            self.hash_N[rows], self.time_N[rows], self.keys.take(places), self.table.take(places).combine_chunks()
+        )
+
+
+def joined(parts: Sequence[Events]) -> Events:
+    """All parts one behind the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return Events(
+        np.concatenate([part.hash_N for part in parts]),
+        np.concatenate([part.time_N for part in parts]),
+        pa.concat_arrays([part.keys for part in parts]),
+        pa.concat_tables([part.table for part in parts]).combine_chunks(),
+    )
+
+
+def key_hashes(keys: Array) -> np.ndarray:
+    """A hash of each key, uint64: strings by their fingerprint, integers by a mixer that has no collisions."""
+    if not pa.types.is_integer(keys.type):
+        return fingerprints(keys)
+    wide = keys if pa.types.is_uint64(keys.type) else keys.cast(pa.int64())
+    mixed = wide.to_numpy(zero_copy_only=False).astype(np.uint64)
+    # splitmix64's finalizer (Steele, Lea and Flood, 2014): a bijection of 64 bits
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+
+
+def bucket_of(hash_N: np.ndarray, buckets: int) -> np.ndarray:
+    """Which of `buckets` equal shares of the hash range each hash lies in: rising with the hash, int64."""
+    high = hash_N >> np.uint64(32)
+    return np.asarray((high * np.uint64(buckets) >> np.uint64(32)).astype(np.int64))
+
+
+def in_order(events: Events) -> Events:
+    """The rows sorted by (hash, key, time); rows equal in these keep their order."""
+    order = np.argsort(events.hash_N, kind="stable")
+    hash_N, time_N = events.hash_N[order], events.time_N[order]
+    same = hash_N[1:] == hash_N[:-1]
+    if (same & (time_N[1:] < time_N[:-1])).any():  # rows of a key stood in the order of time in most tables
+        order = np.lexsort((events.time_N, events.hash_N))
+        hash_N = events.hash_N[order]
+    keys = events.keys.take(pa.array(order, pa.int64()))
+    if (unequal(keys.slice(0, len(keys) - 1), keys.slice(1)) & (hash_N[1:] == hash_N[:-1])).any():
+        order = _order_with_collisions(events)
+    return events if np.array_equal(order, np.arange(len(order))) else events.take(order)
+
+
+def _order_with_collisions(events: Events) -> np.ndarray:
+    """As above where two keys have one hash, which happens in one of 40 tables of a billion different strings."""
+    columns = pa.table({"hash": events.hash_N, "key": events.keys, "time": events.time_N})
+    names = [(name, "ascending") for name in columns.column_names]
+    return np.asarray(pc.sort_indices(columns, sort_keys=names).to_numpy())  # Arrow's is stable
+
+
+def unequal(left: Array, right: Array) -> np.ndarray:
+    """Whether values differ place by place, bool [n]: null equals null, NaN equals NaN, lists by their values."""
+    known_left, known_right = (np.asarray(side.is_valid().to_numpy(zero_copy_only=False)) for side in (left, right))
+    if is_list(left.type):
+        return np.asarray((known_left != known_right) | _unequal_lists(left, right))
+    if pa.types.is_null(left.type):
+        return np.zeros(len(left), bool)
+    differ = pc.fill_null(pc.not_equal(left, right), False).to_numpy(zero_copy_only=False)
+    if pa.types.is_floating(left.type):
+        nan = pc.and_(pc.fill_null(pc.is_nan(left), False), pc.fill_null(pc.is_nan(right), False))
+        differ = differ & ~nan.to_numpy(zero_copy_only=False)
+    return np.asarray(differ | (known_left != known_right))
+
+
+def _unequal_lists(left: Array, right: Array) -> np.ndarray:
+    (values_l, offsets_l), (values_r, offsets_r) = unnest(left, ""), unnest(right, "")
+    lengths = np.diff(offsets_l)
+    differ: np.ndarray = lengths != np.diff(offsets_r)
+    rows = np.flatnonzero(~differ & (lengths > 0))
+    if len(rows):
+        places_l, places_r = (pa.array(ranges(offsets, rows)) for offsets in (offsets_l, offsets_r))
+        entries = unequal(values_l.take(places_l), values_r.take(places_r))
+        starts = np.concatenate([[0], np.cumsum(lengths[rows])[:-1]])
+        differ[rows] = np.logical_or.reduceat(entries, starts)
+    return differ
+
+
+# Merging ----------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A sorted run as it is read: some of its rows in memory, the rest still to come from `source`."""
+
+    def __init__(self, source: Iterator[Events], buffer_bytes: int) -> None:
+        self.source = source
+        self.buffer_bytes = buffer_bytes
+        self.rows: Events | None = None
+        self.fill()
+
+    def fill(self) -> None:
+        """Reads on until there are `buffer_bytes` in memory, where there are none."""
+        if self.rows is not None and len(self.rows):
+            return
+        parts: list[Events] = []
+        while sum(part.nbytes for part in parts) < self.buffer_bytes:
+            part = next(self.source, None)
+            if part is None:
+                break
+            parts.append(part)
+        self.rows = joined(parts) if parts else None
+
+    def last(self) -> tuple[int, Any, Any]:
+        """What orders the last row in memory."""
+        assert self.rows is not None
+        return int(self.rows.hash_N[-1]), self.rows.keys[-1].as_py(), self.rows.time_N[-1]
+
+    def take_up_to(self, bound: tuple[int, Any, Any], *, inclusive: bool) -> Events:
+        """Takes the rows in memory that come before `bound`, or up to it."""
+        assert self.rows is not None
+        cut = place_of(self.rows, bound, inclusive=inclusive)
+        taken, self.rows = self.rows.slice(0, cut), self.rows.slice(cut, len(self.rows))
+        return taken
+
+
+def place_of(rows: Events, bound: tuple[int, Any, Any], *, inclusive: bool) -> int:
+    """How many of the sorted `rows` come before `bound` (hash, key, time), or up to it."""
+    key_hash, key, time = bound
+    low, high = (int(np.searchsorted(rows.hash_N, np.uint64(key_hash), side)) for side in ("left", "right"))
+    if low == high:
+        return low
+    keys = rows.keys.slice(low, high - low)
+    scalar = pa.scalar(key, keys.type)
+    below, same = pc.sum(pc.less(keys, scalar)).as_py(), pc.sum(pc.equal(keys, scalar)).as_py()
+    start = low + below
+    times = rows.time_N[start : start + same]
+    return int(start + np.searchsorted(times, time, "right" if inclusive else "left"))
+
+
+def merged(sources: Sequence[Iterator[Events]], memory_bytes: int) -> Iterator[Events]:
+    """Sorted runs as one sorted run, in parts; equal rows in the order of the runs. Holds about `memory_bytes`.
+
+    Each part is all that is in memory up to the least of the runs' last rows: what the runs have still to read comes
+    after that. At least one run's memory is used up each time, so that there are no more parts than reads.
+    """
+    buffer_bytes = memory_bytes // max(1, len(sources))
+    runs = [run for run in (Run(source, buffer_bytes) for source in sources) if run.rows is not None]
+    while runs:
+        bound, first = min((run.last(), number) for number, run in enumerate(runs))
+        # A row equal to the bound may have equals yet unread in runs behind the one that gave the bound, not before it.
+        taken = [run.take_up_to(bound, inclusive=number <= first) for number, run in enumerate(runs)]
+        yield in_order(joined([part for part in taken if len(part)]))
+        for run in runs:
+            run.fill()
+        runs = [run for run in runs if run.rows is not None]
+
+
+def arranged(table: pa.Table, key: str, time_N: np.ndarray) -> Events:
+    """A table's rows with what orders them, in the order they stand."""
+    keys = plain(table.column(key))
+    return Events(key_hashes(keys), time_N, keys, table)

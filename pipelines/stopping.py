@@ -1,0 +1,152 @@
+"""When a training stops before its budget of steps, and when it is kept: early stopping, and the clock.
+
+All workers decide alike: a metric is the same sum on each of them, and what the clock of rank 0 says travels with the
+gradients. What has been counted so far is plain data in every checkpoint. Knows no Ray, no files.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from model.settings import Settings
+
+MAXIMISED = ("accuracy", "r2")
+
+
+class EarlyStoppingConfig(Settings):
+    """Ends a training whose metric has stopped getting better."""
+
+    metric: str = Field("validation_loss", description="validation_… as `evaluate` names it, or train_loss")
+    patience: int = Field(3, ge=1, description="evaluations in a row without an improvement that end the training")
+    min_delta: float = Field(0.0, ge=0, description="how much better than the best so far counts as an improvement")
+    mode: Literal["auto", "min", "max"] = Field(
+        "auto", description="which end of the metric is good; auto: max for accuracy and r2, else min"
+    )
+    restore_best: bool = Field(
+        True, description="the run's bundle is the best by this metric; false: the one training ended with"
+    )
+
+    @property
+    def sign(self) -> float:
+        """What makes the metric one to minimise."""
+        best = ("max" if self.metric.endswith(MAXIMISED) else "min") if self.mode == "auto" else self.mode
+        return 1.0 if best == "min" else -1.0
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """The metric as a number to minimise; infinite where it is none."""
+        value = self.sign * metrics.get(self.metric, math.nan)
+        return value if math.isfinite(value) else math.inf
+
+
+class EarlyStopping:
+    """Counts evaluations without an improvement. `best` is a score to minimise, reached at `best_step`."""
+
+    def __init__(self, config: EarlyStoppingConfig, state: Mapping[str, Any] | None = None) -> None:
+        self.config = config
+        told = state or {}
+        best = told.get("best")
+        self.best = math.inf if best is None else float(best)
+        self.best_step = int(told.get("best_step", 0))
+        self.worse = int(told.get("worse", 0))
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed training goes on from, as JSON has it."""
+        best = self.best if math.isfinite(self.best) else None
+        return {"best": best, "best_step": self.best_step, "worse": self.worse}
+
+    def take(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes an evaluation into account; a metric that is no number is no improvement."""
+        score = self.config.score(metrics)
+        if score < self.best - self.config.min_delta or (math.isinf(self.best) and math.isfinite(score)):
+            self.best, self.best_step, self.worse = score, step, 0
+        else:
+            self.worse += 1
+
+    @property
+    def reason(self) -> str | None:
+        """Why training ends now; None while it goes on."""
+        if self.worse < self.config.patience:
+            return None
+        best = self.config.sign * self.best
+        least = f" by more than {self.config.min_delta:g}" if self.config.min_delta else ""
+        return (
+            f"early stopping: {self.config.metric} has not got better{least} in {self.worse} evaluations; the best was "
+            f"{best:.6g} at step {self.best_step}"
+        )
+
+
+class Clock:
+    """Seconds this run has trained, in this process and before, and when a checkpoint is due by the minute."""
+
+    def __init__(self, max_minutes: float | None, checkpoint_minutes: float | None, seconds_before: float) -> None:
+        self.max_minutes = max_minutes
+        self.checkpoint_minutes = checkpoint_minutes
+        self._before = seconds_before
+        self._began = self._kept = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds the run has trained."""
+        return self._before + time.monotonic() - self._began
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time budget is used up."""
+        return self.max_minutes is not None and self.seconds >= 60 * self.max_minutes
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the last checkpoint is old enough for another."""
+        return self.checkpoint_minutes is not None and time.monotonic() - self._kept >= 60 * self.checkpoint_minutes
+
+    def kept(self) -> None:
+        """A checkpoint has been made."""
+        self._kept = time.monotonic()
+
+
+class Rules:
+    """What may end a training before its last step. `state` is that of a checkpoint, or None at the start.
+
+    `vote` is this worker's word for its next step, `hear` takes the sum of all workers' words with that step.
+    """
+
+    def __init__(
+        self,
+        early_stopping: EarlyStoppingConfig | None,
+        clock: tuple[float | None, float | None],
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        told = state or {}
+        self.early = None if early_stopping is None else EarlyStopping(early_stopping, told.get("early_stopping"))
+        self.clock = Clock(*clock, float(told.get("seconds", 0.0)))
+        self.checkpoint_due = False
+        self._time_is_up = self.clock.is_over
+
+    def vote(self, rank: int) -> tuple[float, float]:
+        """(time is up, a checkpoint is due) by the clock of rank 0, the only one that counts."""
+        return (float(self.clock.is_over), float(self.clock.checkpoint_due)) if rank == 0 else (0.0, 0.0)
+
+    def hear(self, votes: tuple[float, ...]) -> None:
+        """What all workers have said with a step."""
+        self._time_is_up, self.checkpoint_due = votes[0] > 0, votes[1] > 0
+
+    def take(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes an evaluation into account."""
+        if self.early is not None:
+            self.early.take(step, metrics)
+
+    def reason(self) -> str | None:
+        """Why training ends now; None while it goes on."""
+        if self._time_is_up:
+            return f"time budget: train.max_minutes {self.clock.max_minutes:g} are over"
+        return None if self.early is None else self.early.reason
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed training goes on from, as JSON has it."""
+        early = None if self.early is None else self.early.state()
+        return {"seconds": self.clock.seconds, "early_stopping": early}

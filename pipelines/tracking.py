@@ -1,0 +1,92 @@
+"""Followers of a training: its status file, TensorBoard and MLflow, fed by the driver from what its workers tell.
+
+A follower is told progress and validations, and at the end how it ended. They run in the driver, so that workers
+wait for nobody. Knows no Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipelines.config import RunConfig
+from pipelines.console import TrainingProgress
+from pipelines.run_status import StatusFile
+
+OnProgress = Callable[[Any], None]
+OnReport = Callable[[dict[str, float]], None]
+
+
+class Follower(Protocol):
+    """What a status file, TensorBoard and MLflow have in common."""
+
+    def on_progress(self, progress: TrainingProgress) -> None: ...
+    def on_report(self, metrics: dict[str, float]) -> None: ...
+    def close(self, outcome: Outcome) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended: "finished" with its best bundle, "failed" or "interrupted"."""
+
+    status: str = "failed"
+    bundle: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass
+class Followed:
+    """The callbacks of a followed training; `finish` is called with its result."""
+
+    on_progress: OnProgress | None
+    on_report: OnReport
+    outcome: Outcome = Outcome()
+
+    def finish(self, bundle: str, fingerprint: str) -> None:
+        """Tells the followers, when the block ends, that all went well."""
+        self.outcome = Outcome("finished", bundle, fingerprint)
+
+
+@contextmanager
+def followed(
+    config: RunConfig, first_step: int, on_progress: OnProgress | None, on_report: OnReport | None
+) -> Iterator[Followed]:
+    """Callbacks that tell the run's followers, too. `first_step`: what was told of later steps is computed again.
+
+    ConfigError where a follower that is asked for cannot be had.
+    """
+    followers = list(_followers(config, first_step))
+    tell_progress = [*(each.on_progress for each in followers), *([on_progress] if on_progress else [])]
+    tell_report = [*(each.on_report for each in followers), *([on_report] if on_report else [])]
+    told = Followed(lambda progress: _tell(tell_progress, progress), lambda metrics: _tell(tell_report, metrics))
+    with ExitStack() as stack:
+        for follower in followers:
+            stack.callback(_close, follower, told)
+        try:
+            yield told
+        except KeyboardInterrupt:
+            told.outcome = Outcome("interrupted")
+            raise
+
+
+def _close(follower: Follower, told: Followed) -> None:
+    follower.close(told.outcome)
+
+
+def _tell(listeners: list[Callable[[Any], None]], what: Any) -> None:
+    for listener in listeners:
+        listener(what)
+
+
+def _followers(config: RunConfig, first_step: int) -> Iterator[Follower]:
+    yield StatusFile(config.directory)
+    if config.tracking.tensorboard:
+        from pipelines.tensorboard import TensorBoard
+
+        yield TensorBoard(config.directory, first_step)
+    if config.tracking.mlflow is not None:
+        from pipelines.mlflow_run import MlflowRun
+
+        yield MlflowRun(config, config.tracking.mlflow)

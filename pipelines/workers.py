@@ -1,0 +1,68 @@
+"""How many workers train: a number, as many as there is room for (`auto`), or a range that Ray Train stays within.
+
+Knows Ray only once it is connected.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from pydantic import Field
+
+from model.errors import ResourceError
+from model.settings import Settings
+from pipelines.cluster import SPARE_CPUS, available_gpus
+from pipelines.machine import cpu_count
+
+_JOINING = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+
+
+class WorkerRange(Settings):
+    """Elastic training: it goes on with fewer workers when nodes go, and takes more when they come."""
+
+    min: int = Field(ge=1, description="workers without which training waits")
+    max: int = Field(ge=1, description="workers at most")
+
+    def model_post_init(self, _context: object) -> None:
+        if self.max < self.min:
+            raise ValueError(f"max must be at least min, but is {self.max}, and min is {self.min}")
+
+    def __str__(self) -> str:
+        return f"{self.min} to {self.max}"
+
+
+Workers = int | Literal["auto"] | WorkerRange
+
+
+def room_for(workers: Workers, cpus_per_worker: int, address: str | None) -> int:
+    """Workers that Ray must have room for once it is started here, or is joined at `address`."""
+    if isinstance(workers, int):
+        return workers
+    if address is not None or any(os.environ.get(name) for name in _JOINING):
+        return 1 if workers == "auto" else workers.min
+    return max(1, cpu_count() // cpus_per_worker) if workers == "auto" else workers.max
+
+
+def settled(workers: Workers, cpus_per_worker: int, gpu: bool | Literal["auto"]) -> tuple[int, int]:
+    """(fewest, most) workers of a training on the Ray that is connected.
+
+    `auto` takes a worker a GPU, or where there are none (or `gpu` is false) all CPUs but those that Ray Data needs.
+    ResourceError where they do not suffice for one.
+    """
+    if isinstance(workers, int):
+        return workers, workers
+    if workers != "auto":
+        return workers.min, workers.max
+    import ray
+
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    room = (cpus - SPARE_CPUS) // cpus_per_worker
+    if room < 1:
+        raise ResourceError(
+            f"resources.workers auto needs {cpus_per_worker} CPUs for a worker and {SPARE_CPUS} beside them, but the "
+            f"Ray cluster has {cpus}; lower resources.cpus_per_worker, or use a larger cluster"
+        )
+    gpus = available_gpus() if gpu else 0
+    count = min(room, gpus) if gpus else room
+    return count, count

@@ -1,0 +1,251 @@
+"""A node that dies and a worker that hangs, on a real cluster of two nodes: the run ends as if neither had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from model.checkpoint import load_bundle
+from model.runs import pointed
+from model.storage import join
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, EVERY = 30, 6
+PATIENCE_SECONDS = 900  # on a machine with forty times the load it has; a run takes 25
+
+# Nodes of three CPUs hold one worker of two CPUs: a run's two workers are on different nodes, Ray Data has the rest.
+NODES = """
+    import sys
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 3, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": True, "dashboard_port": 0})
+    second = cluster.add_node(**node)
+    cluster.wait_for_nodes()
+    print(cluster.address, flush=True)
+    for command in map(str.strip, sys.stdin):
+        if command == "kill":
+            cluster.remove_node(second, allow_graceful=False)
+        else:
+            second = cluster.add_node(**node)
+        print(command, flush=True)
+    cluster.shutdown()
+"""
+
+
+class Nodes:
+    """The cluster, in a process of its own with a directory of its own."""
+
+    def __init__(self) -> None:
+        self.temporary = Path("/tmp") / f"ray-{uuid.uuid4().hex[:8]}"  # sockets below a long path would not bind
+        self.temporary.mkdir()
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.environment = {
+            **kept,
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_TMPDIR": str(self.temporary),
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+            "PYTHONPATH": str(ROOT),
+        }
+        self.log = self.temporary / "nodes.log"
+        with self.log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(NODES)],
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                text=True,
+            )
+        self.address = self._answer()
+
+    def order(self, command: str) -> None:
+        """Has it done before it returns."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{command}\n")
+        self.process.stdin.flush()
+        assert self._answer() == command
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        answer = self.process.stdout.readline().strip()
+        assert answer, self.log.read_text()
+        return answer
+
+    def close(self) -> None:
+        try:
+            with self.process:  # closes its input, which ends it
+                pass
+            assert self.process.returncode == 0, self.log.read_text()
+        finally:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    started = Nodes()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def run_yaml(tmp_path_factory: pytest.TempPathFactory, make_table: Callable[..., pa.Table]) -> Path:
+    """A run with dropout and two workers; 24 rows train, so that an epoch is 3 steps."""
+    directory = tmp_path_factory.mktemp("nodes")
+    pq.write_table(make_table(lengths=[60] * 32), directory / "data.parquet", row_group_size=8)
+    run = {
+        "output": str(directory / "runs"),
+        "data": {"train": str(directory / "data.parquet"), "validation_fraction": 0.2},
+        "model": {
+            "problem_type": "classification",
+            "prediction_type": "multiple_value",
+            "label": "y",
+            "cell_type": "gru",
+            "num_units": [16, 16],
+            "dropout_keep_probabilities": [1.0, 0.8, 0.9],
+            "columns": {"sequence": [{"type": "numeric", "name": "x"}]},
+        },
+        "train": {"steps": STEPS, "evaluate_every_steps": EVERY, "batch_sequences": 8, "optimizer": "Adam"},
+        "resources": {"workers": 2, "cpus_per_worker": 2},
+    }
+    path = directory / "run.yaml"
+    path.write_text(yaml.safe_dump(run))
+    return path
+
+
+class Training:
+    """`dynamic-rnn train` that has joined the cluster."""
+
+    def __init__(self, nodes: Nodes, run_yaml: Path, name: str, *words: str) -> None:
+        self.directory = run_yaml.parent / "runs" / name
+        self.log = run_yaml.parent / f"{name}.log"
+        command = [sys.executable, "-m", "pipelines", "train", str(run_yaml), f"name={name}"]
+        with self.log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [*command, f"resources.address={nodes.address}", *words],
+                env=nodes.environment,
+                cwd=run_yaml.parent,
+                stdout=stream,
+                stderr=stream,
+            )
+
+    def steps(self) -> list[float]:
+        path = self.directory / "metrics.jsonl"
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while max(self.steps(), default=0) < step:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+
+    def exit_code(self) -> int:
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def fingerprint(self) -> str:
+        latest = pointed(self.directory, "latest")
+        assert latest is not None
+        return load_bundle(join(self.directory, latest)).fingerprint
+
+
+def train_workers(nodes: Nodes) -> list[psutil.Process]:
+    """The cluster's processes that train."""
+    under = psutil.Process(nodes.process.pid).children(recursive=True)
+    return sorted((each for each in under if "RayTrainWorker" in each.name()), key=lambda each: each.pid)
+
+
+@pytest.fixture(scope="module")
+def unharmed(nodes: Nodes, run_yaml: Path) -> str:
+    """The fingerprint of the run that nothing happens to; its workers were on both nodes."""
+    training = Training(nodes, run_yaml, "unharmed")
+    training.wait_for_step(EVERY)
+    assert len({worker.ppid() for worker in train_workers(nodes)}) == 2
+    assert training.exit_code() == 0, training.log.read_text()
+    return training.fingerprint()
+
+
+def check_as_unharmed(training: Training, unharmed: str) -> None:
+    assert training.exit_code() == 0, training.log.read_text()
+    assert training.steps() == list(range(EVERY, STEPS + 1, EVERY))
+    assert training.fingerprint() == unharmed
+
+
+def test_a_killed_node_changes_nothing(nodes: Nodes, run_yaml: Path, unharmed: str) -> None:
+    training = Training(nodes, run_yaml, "node-killed")
+    training.wait_for_step(2 * EVERY)
+    time.sleep(random.Random(7).uniform(0, 0.5))
+    nodes.order("kill")
+    nodes.order("add")
+    check_as_unharmed(training, unharmed)
+    assert RESTARTED in training.log.read_text()
+
+
+RESTARTED = "\nrestart 1: training goes on with 2 workers from its latest checkpoint\n"
+HANG = re.compile(
+    r"all workers must meet in .+ within 8 s, but rank (\d) waits there for rank (\d) \(process (\d+) on [\d.]+\), "
+    r"which has been silent for \d+ s, since it was in .+: look at what keeps it, or raise "
+    r"resources\.collective_timeout_seconds"
+)
+
+
+def test_a_hanging_worker_is_named_and_killed_and_changes_nothing(nodes: Nodes, run_yaml: Path, unharmed: str) -> None:
+    training = Training(nodes, run_yaml, "worker-hung", "resources.collective_timeout_seconds=8")
+    training.wait_for_step(2 * EVERY)
+    stopped = train_workers(nodes)[1]
+    stopped.send_signal(signal.SIGSTOP)
+    check_as_unharmed(training, unharmed)
+    (told,) = (line for line in training.log.read_text().splitlines() if "must meet" in line)
+    named = HANG.match(told)
+    assert named is not None, told
+    assert {named.group(1), named.group(2)} == {"0", "1"}
+    assert int(named.group(3)) == stopped.pid
+    assert told.endswith("resources.collective_timeout_seconds; killed")
+    assert RESTARTED in training.log.read_text()
+
+
+def test_without_restarts_a_hang_ends_the_run_with_its_name(nodes: Nodes, run_yaml: Path) -> None:
+    words = ("resources.collective_timeout_seconds=5", "resources.max_failures=0")
+    training = Training(nodes, run_yaml, "worker-hung-once", *words)
+    training.wait_for_step(EVERY)
+    stopped = train_workers(nodes)[0]
+    stopped.send_signal(signal.SIGSTOP)
+    assert training.exit_code() == 2, training.log.read_text()
+    last = training.log.read_text().splitlines()[-1]
+    assert last.startswith("dynamic-rnn: all workers must meet in ")
+    assert f"(process {stopped.pid} on " in last
+
+
+def test_a_node_that_never_comes_back_is_waited_for_as_long_as_allowed(nodes: Nodes, run_yaml: Path) -> None:
+    training = Training(nodes, run_yaml, "node-gone", "resources.start_timeout_seconds=12")
+    training.wait_for_step(EVERY)
+    nodes.order("kill")
+    try:
+        assert training.exit_code() == 2, training.log.read_text()
+    finally:
+        nodes.order("add")
+    assert training.log.read_text().splitlines()[-1] == (
+        "dynamic-rnn: there must be room for 2 workers in the Ray cluster within 12 s, but there was none in its 3 "
+        "CPUs and 0 GPUs: look at what else runs there and at its autoscaler (ray status), or raise "
+        "resources.start_timeout_seconds; what was trained is kept, and --resume goes on"
+    )
+    assert training.steps() != []

@@ -1,0 +1,84 @@
+"""The list of runs: status, best metric and bundle of each, whatever became of its driver."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from model.checkpoint import Bundle, save_bundle
+from model.runs import point_to
+from pipelines.cli import app
+from pipelines.run_status import StatusFile, list_runs
+from pipelines.tracking import Outcome
+
+
+def begun(directory: Path) -> StatusFile:
+    directory.mkdir(parents=True)
+    (directory / "run.yaml").write_text("{}\n")
+    return StatusFile(str(directory))
+
+
+def report(step: int, loss: float | None) -> dict[str, Any]:
+    return {"step": float(step), "train_loss": 0.9, "validation_loss": loss}
+
+
+def write_metrics(directory: Path, *lines: dict[str, Any]) -> None:
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def runs(tmp_path: Path, make_bundle: Callable[..., Bundle]) -> Path:
+    """A finished run with a bundle, one that failed, one whose driver was killed, a sweep, and something else."""
+    finished = begun(tmp_path / "a")
+    finished.on_report(report(10, 0.5))
+    write_metrics(tmp_path / "a", report(5, 0.25), report(10, 0.5))
+    save_bundle(tmp_path / "a" / "bundles" / "step_00000005", make_bundle())
+    point_to(tmp_path / "a", "best", "bundles/step_00000005")
+    finished.close(Outcome("finished", "bundle", "abc"))
+    begun(tmp_path / "b").close(Outcome())
+    killed = "import sys; from pipelines.run_status import StatusFile; StatusFile(sys.argv[1])"
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "run.yaml").write_text("{}\n")
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path / "c")], check=True)
+    (tmp_path / "d" / "tune").mkdir(parents=True)
+    (tmp_path / "something else").mkdir()
+    return tmp_path
+
+
+def test_runs_are_listed_with_status_best_metric_and_bundle(runs: Path) -> None:
+    lines = list_runs(str(runs))
+    assert [(line.name, line.status, line.step) for line in lines] == [
+        ("a", "finished", 10),
+        ("b", "failed", None),
+        ("c", "stopped", None),
+        ("d", "sweep", None),
+    ]
+    assert (lines[0].metric, lines[0].value) == ("validation_loss", 0.25)
+    assert lines[0].bundle == str(runs / "a" / "bundles" / "step_00000005")
+    assert [line.bundle for line in lines[1:]] == [None, None, None]
+
+
+def test_a_run_whose_driver_lives_is_running(tmp_path: Path) -> None:
+    follower = begun(tmp_path / "a")
+    follower.on_report(report(3, None))
+    write_metrics(tmp_path / "a", report(3, None))
+    (line,) = list_runs(str(tmp_path))
+    assert (line.status, line.step, line.metric, line.value) == ("running", 3, "train_loss", 0.9)
+
+
+def test_the_command_prints_a_table_or_json(runs: Path) -> None:
+    table = CliRunner().invoke(app, ["runs", str(runs)])
+    assert table.exit_code == 0
+    first = table.stdout.splitlines()[1]
+    assert first.split()[:5] == ["a", "finished", "10", "validation_loss", "0.2500"]
+    told = CliRunner().invoke(app, ["runs", str(runs), "--json"]).stdout.splitlines()
+    assert [json.loads(line)["name"] for line in told] == ["a", "b", "c", "d"]
+    nothing = CliRunner().invoke(app, ["runs", str(runs / "something else")])
+    assert nothing.stdout == f"no runs in {runs / 'something else'}\n"
