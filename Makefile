@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow test-soak lint format bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,11 +21,14 @@ $(READY): pyproject.toml
 demo: $(READY) ## the whole product on real data: train, sweep, evaluate, predict, serve
 	$(BIN)/dynamic-rnn demo $(ARGS)
 
-test: $(READY) ## every test that is not marked slow
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: $(READY) ## every test that is not marked slow or soak
+	$(BIN)/python -m pytest -m "not slow and not soak" $(ARGS)
 
-test-slow: $(READY) ## fault and soak tests
+test-slow: $(READY) ## tests that kill processes, train through the command line, or use an object store
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-soak: $(READY) ## minutes each: memory over ten times the data, clusters that lose nodes
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """`dynamic-rnn prepare`: events a second and the peak memory of Ray's workers.
 
     python benchmarks/prepare.py [--quick] [--json FILE] [--events N] [--workers N] [--directory DIR]
-    python benchmarks/prepare.py --persistence SEQUENCES [--input OT] [--label OT_next]
+    python benchmarks/prepare.py --persistence SEQUENCES [--label OT_change]
 
 Fifty million events (two million with --quick) of 500,000 users, in the order of time as logs are: key, time, two
 numbers, two categories of strings. They are written, prepared by a private Ray, and removed
@@ -41,7 +41,7 @@ MIB = 1 << 20
 def main() -> None:
     options = parsed()
     if options.persistence is not None:
-        persistence(options.persistence, options.input, options.label)
+        persistence(options.persistence, options.label)
         return
     events = options.events or (2_000_000 if options.quick else 50_000_000)
     directory = Path(tempfile.mkdtemp(prefix="prepare-", dir=options.directory))
@@ -59,8 +59,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, metavar="N", default=psutil.cpu_count() or 1, help="tasks at once")
     parser.add_argument("--directory", type=Path, help="where events and sequences are written (default: a temporary)")
     parser.add_argument("--persistence", type=Path, metavar="SEQUENCES", help="the error of what stays as it is")
-    parser.add_argument("--input", default="OT", help="column with the values now")
-    parser.add_argument("--label", default="OT_next", help="column with the values to predict")
+    parser.add_argument("--label", default="OT_change", help="column with the changes to predict")
     return parser.parse_args()
 
 
@@ -157,20 +156,20 @@ class Memory:
 # Persistence ------------------------------------------------------------------------------------------------------
 
 
-def persistence(directory: Path, now: str, label: str) -> None:
+def persistence(directory: Path, label: str) -> None:
     """Prints the error of the prediction that nothing changes."""
-    error, steps = persistence_error(directory, now, label)
+    error, steps = persistence_error(directory, label)
     print(f"persistence on {directory}: mean squared error {error:.4f} (rmse {error**0.5:.4f}) over {steps:,} steps")
 
 
-def persistence_error(directory: Path, now: str, label: str) -> tuple[float, int]:
-    """The mean squared error of the prediction that nothing changes over all steps under `directory`, and the steps."""
-    table = pq.read_table(directory, columns=[now, label])
-    values, wanted = (
-        np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[name].chunks])
-        for name in (now, label)
-    )
-    return float(np.mean((values.astype(np.float64) - wanted) ** 2)), len(wanted)
+def persistence_error(directory: Path, label: str) -> tuple[float, int]:
+    """The mean squared error of the prediction that nothing changes over all steps under `directory`, and the steps.
+
+    `label` is a column of changes, as `--label-change` makes it.
+    """
+    table = pq.read_table(directory, columns=[label])
+    changes = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[label].chunks])
+    return float(np.mean(changes**2)), len(changes)
 
 
 if __name__ == "__main__":

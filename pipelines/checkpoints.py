@@ -30,14 +30,26 @@ def write_checkpoint(directory: str, report: Report) -> Any:
     return ray.train.Checkpoint(path)
 
 
-def remove_unfinished(directory: str) -> None:
-    """Removes what a kill has left of a write, of which Ray Train was never told.
+def remove_untold(directory: str) -> None:
+    """Removes what a kill has left of a write, and whole checkpoints of which Ray Train was never told.
 
-    For a worker's start: later, Ray Train deletes old checkpoints at the same time.
+    Their steps are computed again. For a worker's start: later, Ray Train deletes old checkpoints at the same time.
     """
+    known = _known_name()
     for name in checkpoint_names(directory):
-        if not exists(join(directory, name, MANIFEST)):
+        untold = name != known and _step(name) >= _step(known)
+        if untold or not exists(join(directory, name, MANIFEST)):
             remove_tree(join(directory, name))
+
+
+def _known_name() -> str:
+    """The latest checkpoint that Ray Train was told of; "" at the start of a run."""
+    known = ray.train.get_checkpoint()
+    return "" if known is None else str(known.path).rstrip("/").rpartition("/")[2]
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix(PREFIX).partition("_")[0] or 0)
 
 
 def checkpoint_names(directory: str) -> list[str]:
@@ -55,8 +67,8 @@ def latest_checkpoint(directory: str) -> tuple[Bundle, TrainingState] | None:
 
     CheckpointError where all of them are damaged: to begin anew would be to lose the run silently.
     """
-    known = ray.train.get_checkpoint()
-    return None if known is None else newest_whole(directory, known.path.rstrip("/").rpartition("/")[2])
+    known = _known_name()
+    return newest_whole(directory, known) if known else None
 
 
 def newest_whole(directory: str, name: str) -> tuple[Bundle, TrainingState]:

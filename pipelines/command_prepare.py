@@ -40,6 +40,9 @@ def prepare(
     label_shift: Annotated[
         int, typer.Option("--label-shift", metavar="N", min=0, help="predict at each event the value N events later")
     ] = 0,
+    label_change: Annotated[
+        bool, typer.Option("--label-change", help="with --label-shift: predict the change until then, not the value")
+    ] = False,
     time_delta: Annotated[
         str | None, typer.Option("--time-delta", metavar="NAME", help="new column: seconds since the event before")
     ] = None,
@@ -80,6 +83,7 @@ def prepare(
         "detect_context": detect_context,
         "label": label,
         "label_shift": label_shift,
+        "label_change": label_change,
         "time_delta": time_delta,
         "max_length": max_length,
         "gap": gap,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from model import compute as pc
 from model.arrow_lists import Array, offsets_of, plain, ranges
 from model.errors import DataError
 from pipelines.prepare_layout import Layout
@@ -183,7 +184,10 @@ class Cutter:
             seconds = part.delta_N[rows].astype(np.float64) * layout.seconds_per_unit
             columns.append(pa.ListArray.from_arrays(offsets, pa.array(seconds)))
         if layout.label is not None and layout.label_shift:
-            columns.append(pa.ListArray.from_arrays(offsets, at(layout.label, rows + layout.label_shift)))
+            later = at(layout.label, rows + layout.label_shift)
+            if layout.label_change:
+                later = pc.subtract(later.cast(pa.float64()), at(layout.label, rows).cast(pa.float64()))
+            columns.append(pa.ListArray.from_arrays(offsets, later))
         elif layout.label is not None:
             columns.append(at(layout.label, stops - 1))
         return pa.Table.from_arrays(columns, schema=self.schema)

@@ -37,6 +37,7 @@ class Layout:
     candidates: tuple[str, ...]  # of `sequence`: what may turn out to be context
     label: str | None
     label_shift: int
+    label_change: bool
     time_delta: str | None
     max_length: int | None
     gap: int | float | None
@@ -49,8 +50,9 @@ class Layout:
 
     @property
     def label_name(self) -> str | None:
-        """The label's column in the sequences: `NAME_next` where it is a later value, for `NAME` stays an input."""
-        return None if self.label is None else label_name(self.label, self.label_shift)
+        """The label's column in the sequences: `NAME_next` or `NAME_change` where it looks ahead, for `NAME` stays an
+        input."""
+        return None if self.label is None else label_name(self.label, self.label_shift, change=self.label_change)
 
     def output_schema(self) -> pa.Schema:
         """The columns of a sequence, in order."""
@@ -62,7 +64,7 @@ class Layout:
         if self.time_delta is not None:
             fields.append(pa.field(self.time_delta, pa.list_(pa.float64())))
         if self.label is not None:
-            kind = self.schema.field(self.label).type
+            kind = pa.float64() if self.label_change else self.schema.field(self.label).type
             fields.append(pa.field(self.label_name, pa.list_(kind) if self.label_shift else kind))
         return pa.schema(fields)
 
@@ -72,9 +74,10 @@ class Layout:
         return replace(self, sequence=sequence, context=(*self.context, *names), candidates=())
 
 
-def label_name(label: str, shift: int) -> str:
-    """`NAME`, `NAME_next`, `NAME_next_2` …"""
-    return label if not shift else f"{label}_next" if shift == 1 else f"{label}_next_{shift}"
+def label_name(label: str, shift: int, *, change: bool) -> str:
+    """`NAME`; `NAME_next`, `NAME_next_2` …; `NAME_change`, `NAME_change_2` …"""
+    ahead = f"{label}_change" if change else f"{label}_next"
+    return label if not shift else ahead if shift == 1 else f"{ahead}_{shift}"
 
 
 def layout_of(schema: pa.Schema, settings: PrepareSettings) -> Layout:
@@ -103,6 +106,7 @@ def layout_of(schema: pa.Schema, settings: PrepareSettings) -> Layout:
         candidates=tuple(name for name in sequence if name != label and not is_list(used.field(name).type) and detect),
         label=label,
         label_shift=settings.label_shift,
+        label_change=settings.label_change,
         time_delta=settings.time_delta,
         max_length=settings.max_length,
         gap=gap_units(settings.gap, time, settings.time),
@@ -144,6 +148,11 @@ def _check_types(schema: pa.Schema, settings: PrepareSettings) -> None:
         raise DataError(
             f"the time must be a timestamp, date, integer or float, but its type is {time}; write it as one of these",
             column=settings.time,
+        )
+    label = schema.field(settings.label).type if settings.label_change else pa.float64()
+    if not (pa.types.is_integer(label) or pa.types.is_floating(label) or pa.types.is_decimal(label)):
+        raise DataError(
+            f"a label that tells a change must hold numbers, but its type is {label}", column=settings.label
         )
     for field in schema:
         if _holds_structs(field.type):

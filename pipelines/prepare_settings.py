@@ -36,6 +36,9 @@ class PrepareSettings(Settings):
     label_shift: int = Field(
         0, ge=0, description="label each event with the value so many events later; the last such events have none"
     )
+    label_change: bool = Field(
+        False, description="with label_shift: label each event with the change until then, not with the later value"
+    )
     time_delta: str | None = Field(None, description="name of a new column: seconds since the key's event before")
     max_length: int | None = Field(None, ge=1, description="events of a sequence at most")
     gap: str | float | None = Field(
@@ -57,6 +60,8 @@ class PrepareSettings(Settings):
     def model_post_init(self, _context: object) -> None:
         if self.label_shift and self.label is None:
             raise ValueError("label_shift needs `label`, the column whose later value is the label")
+        if self.label_change and not self.label_shift:
+            raise ValueError("label_change needs `label_shift`, which says until when the change is counted")
         if self.gap is not None and gap_number(self.gap)[0] <= 0:
             raise ValueError(f"gap must be longer than nothing, but is {self.gap!r}")
 

@@ -32,7 +32,7 @@ from model.runs import resolve_bundle
 from model.settings import dump_yaml
 from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
 from pipelines import batching, ingest, keeping, worker
-from pipelines.checkpoints import latest_checkpoint, remove_unfinished, tell, write_checkpoint
+from pipelines.checkpoints import latest_checkpoint, remove_untold, tell, write_checkpoint
 from pipelines.cluster import available_gpus, preflight_workers
 from pipelines.config import RunConfig, run_config
 from pipelines.fit import fitted_data
@@ -252,7 +252,7 @@ def job_of(config: RunConfig, telemetry: Telemetry, pulse: Pulse, *, gpu: bool) 
     device = ray.train.torch.get_device() if gpu else torch.device("cpu")
     reduce = pulse.meet(sum_over_workers) if world > 1 else None
     if rank == 0:
-        remove_unfinished(join(config.directory, RAY_RUN))
+        remove_untold(join(config.directory, RAY_RUN))
     return worker.Job(
         config=config,
         columns=prepared.columns,

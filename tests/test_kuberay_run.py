@@ -28,7 +28,7 @@ import yaml
 from model.checkpoint import Bundle, load_bundle, save_bundle
 from model.runs import resolve_bundle
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFESTS = ROOT / "docs" / "kuberay"

@@ -26,8 +26,6 @@ from model.checkpoint import load_bundle
 from model.runs import pointed
 from model.storage import join
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 30, 6
 PATIENCE_SECONDS = 900  # on a machine with forty times the load it has; a run takes 25
@@ -190,6 +188,7 @@ def check_as_unharmed(training: Training, unharmed: str) -> None:
     assert training.fingerprint() == unharmed
 
 
+@pytest.mark.slow
 def test_a_killed_node_changes_nothing(nodes: Nodes, run_yaml: Path, unharmed: str) -> None:
     training = Training(nodes, run_yaml, "node-killed")
     training.wait_for_step(2 * EVERY)
@@ -208,6 +207,7 @@ HANG = re.compile(
 )
 
 
+@pytest.mark.soak
 def test_a_hanging_worker_is_named_and_killed_and_changes_nothing(nodes: Nodes, run_yaml: Path, unharmed: str) -> None:
     training = Training(nodes, run_yaml, "worker-hung", "resources.collective_timeout_seconds=8")
     training.wait_for_step(2 * EVERY)
@@ -223,6 +223,7 @@ def test_a_hanging_worker_is_named_and_killed_and_changes_nothing(nodes: Nodes, 
     assert RESTARTED in training.log.read_text()
 
 
+@pytest.mark.soak
 def test_without_restarts_a_hang_ends_the_run_with_its_name(nodes: Nodes, run_yaml: Path) -> None:
     words = ("resources.collective_timeout_seconds=5", "resources.max_failures=0")
     training = Training(nodes, run_yaml, "worker-hung-once", *words)
@@ -235,6 +236,7 @@ def test_without_restarts_a_hang_ends_the_run_with_its_name(nodes: Nodes, run_ya
     assert f"(process {stopped.pid} on " in last
 
 
+@pytest.mark.soak
 def test_a_node_that_never_comes_back_is_waited_for_as_long_as_allowed(nodes: Nodes, run_yaml: Path) -> None:
     training = Training(nodes, run_yaml, "node-gone", "resources.start_timeout_seconds=12")
     training.wait_for_step(EVERY)

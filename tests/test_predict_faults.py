@@ -21,8 +21,6 @@ import pytest
 
 from model.checkpoint import save_bundle
 
-pytestmark = pytest.mark.slow
-
 ROWS, FILES = 24_000, 6
 
 
@@ -57,6 +55,7 @@ def contents(output: Path) -> dict[str, bytes]:
     return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*.parquet")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["rows-000003.arrow", "scored-00001.json", "1-*.parquet"])
 def test_a_killed_prediction_goes_on_to_the_same_bytes(
     job: Path, tmp_path: Path, unharmed: dict[str, bytes], stage: str
@@ -145,12 +144,13 @@ print(json.dumps({"peak": peak, "rows": prediction.rows, "partitions": key and p
 """
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("key", "groups"), [("", "one"), ("user", "many")])
 def test_ten_times_the_data_take_the_same_memory(job: Path, tmp_path: Path, key: str, groups: str) -> None:
     """One process does all tasks one after the other, over one large row group or many."""
     peaks = []
     for times in (1, 10):
-        rows = 8_000 * times
+        rows = 20_000 * times
         write(tmp_path / f"{times}.parquet", rows, seed=0, row_group=rows if groups == "one" else 3_000)
         words = [str(job / "bundle"), str(tmp_path / f"{times}.parquet"), str(tmp_path / f"out {times}"), key]
         done = subprocess.run([sys.executable, "-c", SCORES, *words], capture_output=True, text=True, check=False)

@@ -68,8 +68,11 @@ def _piece(
     if settings.time_delta:
         piece[settings.time_delta] = [float(events[i]["time"] - events[i - 1]["time"]) if i else 0.0 for i in places]
     if settings.label and settings.label_shift:
-        name = "x_next" if settings.label_shift == 1 else f"x_next_{settings.label_shift}"
-        piece[name] = [rest[i + settings.label_shift]["x"] for i in range(len(part))]
+        shift = settings.label_shift
+        name = ("x_change" if settings.label_change else "x_next") + ("" if shift == 1 else f"_{shift}")
+        later = [rest[i + shift]["x"] for i in range(len(part))]
+        changes = [None if None in (b, a["x"]) else b - a["x"] for a, b in zip(part, later, strict=True)]
+        piece[name] = changes if settings.label_change else later
     elif settings.label:
         piece["x"] = part[-1]["x"]
     return piece
@@ -138,9 +141,14 @@ SETTINGS = st.fixed_dictionaries(
         "split_by_time": st.sampled_from([("4",), ("0", "6")]),
         "label": st.just("x"),
         "label_shift": st.integers(1, 2),
+        "label_change": st.booleans(),
         "row_group_rows": st.integers(1, 3),
     },
-).filter(lambda given: "label_shift" not in given or "label" in given)
+).filter(
+    lambda given: (
+        ("label_shift" not in given or "label" in given) and (not given.get("label_change") or "label_shift" in given)
+    )
+)
 
 
 @hypothesis.given(
@@ -261,6 +269,14 @@ def test_the_next_value_is_found_behind_a_cut_but_not_behind_a_gap(prepared: Pre
         (2, [4.0], [5.0]),
     ]
     assert result.unlabelled_events == 2
+
+
+def test_a_label_may_be_the_change_until_a_later_event(prepared: Prepared) -> None:
+    _, found = prepared(EVENTS, gap="30m", label="x", label_shift=1, label_change=True)
+    assert [(row["x"], row["x_change"]) for row in found] == [([1.0, 2.0], [1.0, 1.0]), ([4.0], [1.0])]
+    words = EVENTS.append_column("word", pa.array(["a", "b", "c", "d", "e"]))
+    with pytest.raises(DataError, match="a label that tells a change must hold numbers, but its type is string"):
+        prepared(words, label="word", label_shift=1, label_change=True)
 
 
 def test_a_split_ends_sequences_and_no_label_looks_behind_it(prepared: Prepared, tmp_path: Path) -> None:
@@ -395,6 +411,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "gap": ({"columns": ["x"], "gap": "30"}, "--gap must be a duration such as 30m, because 'time' is timestamp[us], "),
     "gap unit": ({"gap": "30 minutes"}, "gap must be a duration such as 90s, 30m, 12h or 7d, or a number, but is '30"),
     "gap sign": ({"gap": -1}, "gap must be longer than nothing, but is -1"),
+    "change": ({"label": "x", "label_change": True}, "label_change needs `label_shift`, which says until when"),
     "shift": ({"label_shift": 1}, "label_shift needs `label`, the column whose later value is the label"),
     "boundary": ({"columns": ["x"], "split_by_time": ["monday"]}, "--split-by-time must be a moment such as 2018-01-"),
     "boundaries": ({"columns": ["x"], "split_by_time": ["2026-02-01", "2026-01-01"]}, "must rise, but is 2026-02-01,"),

@@ -413,9 +413,9 @@ with ray_session(logical_cpus=4, object_store_bytes=80 * 2**20):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_one_key_larger_than_the_object_store_takes_no_more_memory_than_a_small_table(tmp_path: Path) -> None:
-    sizes = [200_000, 6_000_000]  # 8 MB and 240 MB in memory; a task's share is 16 MiB
+    sizes = [1_500_000, 6_000_000]  # 60 MB and 240 MB in memory; a task's share is 16 MiB
     words: list[str] = []
     for size in sizes:
         directory = tmp_path / f"events-{size}"
@@ -432,7 +432,7 @@ def test_one_key_larger_than_the_object_store_takes_no_more_memory_than_a_small_
     assert done.returncode == 0, done.stderr
     small, large = (json.loads(line) for line in done.stdout.splitlines())
     assert (large["events"], large["sequences"]) == (6_000_000, 6_000)
-    assert large["peak"] < small["peak"] + 240_000_000 // 2, (small, large)
+    assert large["peak"] < 1.2 * small["peak"], (small, large)
     for file in sorted((tmp_path / f"out-{sizes[1]}").glob("part-*.parquet")):
         table = pq.read_table(file)
         x = np.concatenate([chunk.flatten().to_numpy() for chunk in table["x"].chunks])
@@ -468,5 +468,5 @@ def test_the_example_predicts_the_next_hour_better_than_it_staying_as_it_is(tmp_
         )
         assert done.returncode == 0, done.stderr
     shown = dict(line.split() for line in done.stdout.splitlines()[1:])
-    error, steps = persistence_error(tmp_path / "etth1" / "test", "OT", "OT_next")
-    assert (steps, float(shown["rmse"]) ** 2 < error) == (1363, True), (shown, error)
+    error, steps = persistence_error(tmp_path / "etth1" / "test", "OT_change")
+    assert (steps, float(shown["rmse"]) ** 2 < error) == (5707, True), (shown, error)

@@ -143,7 +143,7 @@ def test_a_run_starts_from_a_bundle_in_its_columns(
     assert second.provenance["warm_start"] == {"bundle": first.directory, "fingerprint": start.fingerprint}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.usefixtures("local_ray")
 def test_elastic_workers_train_what_one_worker_trains(make_run: Callable[..., RunConfig]) -> None:
     one = load_bundle(train(make_run("one")).bundle)
