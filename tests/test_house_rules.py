@@ -483,3 +483,10 @@ def test_a_stray_and_a_missing_top_level_name_are_refused() -> None:
         "notes.txt: does not belong here; move it, or add it to .gitignore",
         "tune: is missing; the layout puts it here",
     ]
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_an_import_leaves_garbage_collection_as_it_was(collects: bool) -> None:
+    code = f"import gc; {'gc.enable' if collects else 'gc.disable'}(); from model import Scorer; print(gc.isenabled())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{collects}\n"
