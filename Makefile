@@ -27,7 +27,7 @@ test: $(READY) ## every test that is not marked slow or soak
 test-slow: $(READY) ## tests that kill processes, train through the command line, or use an object store
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-soak: $(READY) ## minutes each: memory over ten times the data, clusters that lose nodes
+test-soak: $(READY) ## minutes each: clusters that lose nodes, more kills, memory over ten times the data
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
 lint: $(READY) ## ruff and mypy

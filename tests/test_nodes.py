@@ -188,7 +188,7 @@ def check_as_unharmed(training: Training, unharmed: str) -> None:
     assert training.fingerprint() == unharmed
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_node_changes_nothing(nodes: Nodes, run_yaml: Path, unharmed: str) -> None:
     training = Training(nodes, run_yaml, "node-killed")
     training.wait_for_step(2 * EVERY)

@@ -55,7 +55,7 @@ def contents(output: Path) -> dict[str, bytes]:
     return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*.parquet")}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("stage", ["rows-000003.arrow", "scored-00001.json", "1-*.parquet"])
 def test_a_killed_prediction_goes_on_to_the_same_bytes(
     job: Path, tmp_path: Path, unharmed: dict[str, bytes], stage: str

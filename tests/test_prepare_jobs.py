@@ -359,7 +359,7 @@ def unharmed(many_events: Path, local_ray: None) -> dict[str, bytes]:
     return content(many_events.parent / "unharmed")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT])
 def test_an_ended_command_leaves_no_output_and_the_next_one_has_the_same_bytes(
     many_events: Path, unharmed: dict[str, bytes], tmp_path: Path, ended_by: int

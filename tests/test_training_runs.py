@@ -95,7 +95,7 @@ def test_unrolled_workers_stop_early_keep_the_best_and_say_why(make_run: Callabl
     assert len(checkpoint_names(f"{result.directory}/train")) == 2, "Ray Train keeps the two it was told of last"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.usefixtures("local_ray")
 def test_the_rows_of_a_loss_that_is_no_number_are_listed(make_run: Callable[..., RunConfig], data: Path) -> None:
     config = make_run(optimizer="SGD", learning_rate=1e38, gradient_clipping_norm=None, resources={"workers": 2})
@@ -113,7 +113,7 @@ def test_the_rows_of_a_loss_that_is_no_number_are_listed(make_run: Callable[...,
         assert row["length"] == len(table["x"][row["row"]])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.usefixtures("local_ray")
 def test_a_run_starts_from_a_bundle_in_its_columns(
     make_run: Callable[..., RunConfig], make_table: Callable[..., pa.Table], tmp_path: Path
