@@ -12,6 +12,9 @@ from model.storage import PathLike, absolute, exists, join, read_bytes, write_by
 
 Pointer = Literal["best", "latest"]
 MANIFEST = "MANIFEST.json"  # written last: a directory without it is not a bundle
+RUN_YAML = "run.yaml"  # the settings of a run
+METRICS = "metrics.jsonl"  # what a run or a sweep has once it has something to lose
+SWEEP = "tune"  # what only the directory of a sweep holds
 
 
 def point_to(run_directory: PathLike, pointer: Pointer, bundle: str) -> None:

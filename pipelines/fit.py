@@ -12,13 +12,12 @@ import numpy as np
 
 from model.errors import ConfigError
 from model.plan import DataIndex
+from model.runs import METRICS
 from model.storage import exists, join
 from pipelines import ingest
 from pipelines.config import RunConfig
 from pipelines.fit_signature import changes, forget, signature_of, store, told
 from pipelines.ingest import Prepared, Progress
-
-METRICS = "metrics.jsonl"  # what a run or a sweep has once it has something to lose
 
 
 def check_fit(config: RunConfig) -> None:

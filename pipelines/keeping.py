@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from model.checkpoint import save_bundle
-from model.runs import point_to, pointed
+from model.runs import METRICS, point_to, pointed
 from model.storage import exists, join, list_names, read_bytes, remove_tree, write_bytes
 from pipelines.config import RunTrainConfig
 
 if TYPE_CHECKING:
     from pipelines.worker import Report
 
-METRICS, BUNDLES, ENDED = "metrics.jsonl", "bundles", "ended.json"
+BUNDLES, ENDED = "bundles", "ended.json"
 Metrics = dict[str, float]
 
 

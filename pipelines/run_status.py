@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from model.runs import pointed
+from model.runs import METRICS, RUN_YAML, SWEEP, pointed
 from model.storage import exists, join, list_names, read_bytes, write_bytes
 from pipelines.console import TrainingProgress
 
 if TYPE_CHECKING:
     from pipelines.tracking import Outcome
 
-STATUS, RUN_YAML, METRICS, SWEEP = "status.json", "run.yaml", "metrics.jsonl", "tune"
+STATUS = "status.json"
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,9 @@ def _status(directory: str) -> Status | None:
 
 def _best_metric(directory: str) -> tuple[str | None, float | None]:
     """The lowest validation loss so far; of the training where nothing validates."""
+    lines = list(_metrics(directory))
     for metric in ("validation_loss", "train_loss"):
-        values = [line[metric] for line in _metrics(directory) if line.get(metric) is not None]
+        values = [line[metric] for line in lines if line.get(metric) is not None]
         finite = [value for value in values if math.isfinite(value)]
         if finite:
             return metric, min(finite)

@@ -40,7 +40,7 @@ class Outcome:
 class Followed:
     """The callbacks of a followed training; `finish` is called with its result."""
 
-    on_progress: OnProgress | None
+    on_progress: OnProgress
     on_report: OnReport
     outcome: Outcome = Outcome()
 

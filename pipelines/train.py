@@ -28,7 +28,7 @@ import ray.train.torch
 from model.checkpoint import load_bundle
 from model.errors import ConfigError, DynamicRnnError, TrainingError, from_plain, to_plain
 from model.plan import Plan
-from model.runs import resolve_bundle
+from model.runs import METRICS, RUN_YAML, SWEEP, resolve_bundle
 from model.settings import dump_yaml
 from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
 from pipelines import batching, ingest, keeping, worker
@@ -36,7 +36,7 @@ from pipelines.checkpoints import latest_checkpoint, remove_untold, tell, write_
 from pipelines.cluster import available_gpus, preflight_workers
 from pipelines.config import RunConfig, run_config
 from pipelines.fit import fitted_data
-from pipelines.keeping import BUNDLES, ENDED, METRICS, read_metrics
+from pipelines.keeping import BUNDLES, ENDED, read_metrics
 from pipelines.nan_batch import told_where, write_nan_batch
 from pipelines.pulse import Pulse, Watch
 from pipelines.reading import RowReader
@@ -48,8 +48,7 @@ from pipelines.turns import Step
 from pipelines.watchdog import STARTS, watching
 from pipelines.workers import settled
 
-RUN_YAML, ERROR, RAY_RUN = "run.yaml", "error.json", "train"
-SWEEP = "tune"  # what only the directory of a sweep holds
+ERROR, RAY_RUN = "error.json", "train"
 
 
 @dataclass(frozen=True)

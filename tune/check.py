@@ -10,6 +10,7 @@ import math
 
 from model.errors import ConfigError
 from model.metrics import results
+from model.runs import RUN_YAML
 from model.scan import unfitted_label
 from model.settings import did_you_mean
 from model.settings_yaml import parse_yaml
@@ -19,7 +20,7 @@ from pipelines.resume import flat
 from tune.config import TuneConfig, tune_config
 from tune.points import check_points
 
-RUN_YAML, TRIALS = "run.yaml", "trials.jsonl"
+TRIALS = "trials.jsonl"
 REPORTS = "metrics.jsonl"  # as in a run, so that neither takes the other's directory for a free one
 RAY_TUNE, RAY_TRAIN = "tune", "train"  # directories below the sweep's that belong to Ray
 _FREE = ("name", "output", "data.test", "resources.address", "serve")
