@@ -31,6 +31,11 @@ def is_list(arrow_type: pa.DataType) -> bool:
     return any(kind(arrow_type) for kind in kinds)
 
 
+def is_whole(array: Array) -> bool:
+    """Whether an array holds lists of a fixed size, none of them null: their places need no offsets."""
+    return pa.types.is_fixed_size_list(array.type) and not array.null_count
+
+
 def plain(array: Array) -> Array:
     """One contiguous array without chunks, extension type, dictionary or run-end encoding."""
     if isinstance(array, pa.ChunkedArray):
@@ -86,8 +91,13 @@ def _unnest_fixed(array: Array) -> Lists:
     if array.null_count:
         lengths = np.where(array.is_valid().to_numpy(zero_copy_only=False), width, 0)
         return Lists(plain(array.flatten()), offsets_of(lengths))
-    values = array.values.slice(array.offset * width, len(array) * width)
-    return Lists(plain(values), np.arange(len(array) + 1, dtype=np.int64) * width)
+    return Lists(fixed_values(array), np.arange(len(array) + 1, dtype=np.int64) * width)
+
+
+def fixed_values(array: Array) -> Array:
+    """The flat values of lists of a fixed size, none of them null."""
+    width = array.type.list_size
+    return plain(array.values.slice(array.offset * width, len(array) * width))
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
@@ -131,6 +141,14 @@ def numbers(array: Array, column: str) -> np.ndarray:
         # Arrow would parse strings that look like numbers, and so let the values decide about the type.
         raise DataError(f"must hold numbers, but its type is {kind}", column=column)
     return _floats(array)
+
+
+def narrow_numbers(array: Array, column: str) -> np.ndarray:
+    """`numbers`, but float32 without nulls as it is: a view of the array's memory, which nobody may write to."""
+    if pa.types.is_float32(array.type) and not array.null_count:
+        view: np.ndarray = array.to_numpy(zero_copy_only=True)
+        return view
+    return numbers(array, column)
 
 
 def _seconds(array: Array) -> np.ndarray:

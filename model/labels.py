@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from model import compute as pc
-from model.arrow_lists import Array, as_float32, is_list, numbers, plain, unnest
+from model.arrow_lists import Array, as_float32, is_list, narrow_numbers, plain, unnest
 from model.columns import Key
 from model.errors import ConfigError, DataError
 from model.fitting import FittedVocabulary, entry_to_row, learned_keys, refuse_mixed
@@ -117,7 +117,7 @@ class FittedLabel(Settings):
 
     def _targets(self, entries: Array) -> np.ndarray:
         refuse_null(entries, self.name)
-        targets = as_float32(numbers(entries, self.name))
+        targets = as_float32(narrow_numbers(entries, self.name))
         bad = ~np.isfinite(targets)
         if bad.any():
             entry = int(np.argmax(bad))
@@ -149,7 +149,7 @@ class FittedLabel(Settings):
                 raise DataError("single_value needs one weight a row, but this column holds lists", column=self.weight)
             array, offsets = unnest(array, self.weight)
             check_lengths(np.diff(offsets), self.weight, lengths_B, "each sequence column")
-        weights = as_float32(numbers(array, self.weight))
+        weights = as_float32(narrow_numbers(array, self.weight))
         bad = ~(np.isfinite(weights) & (weights >= 0))
         if bad.any():
             entry = int(np.argmax(bad))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import offsets_of, plain, unnest
+from model.arrow_lists import fixed_values, offsets_of, plain, unnest
 from model.fitting import Encoded
 from model.rows import EncodedRows
 
@@ -84,7 +84,7 @@ def _entries(encoded: Encoded) -> pa.Array:
 
 def _encoded(entries: pa.Array) -> Encoded:
     if pa.types.is_fixed_size_list(entries.type):
-        flat = unnest(entries, "values").values.to_numpy()
+        flat = fixed_values(entries).to_numpy()
         return Encoded(flat.reshape(-1, entries.type.list_size))
     if pa.types.is_large_list(entries.type):
         values, offsets = unnest(entries, "values")

@@ -7,7 +7,7 @@ that any number of workers gives the same bits (design: one pass, float64). Know
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from model import compute as pc
-from model.arrow_lists import Array, is_list, numbers, owner, unnest
+from model.arrow_lists import Array, fixed_values, is_list, is_whole, numbers, owner, unnest
 from model.columns import Key, Leaf, Numeric, Vocabulary
 from model.errors import ConfigError, DataError
 from model.quantiles import QuantileSketch
@@ -143,8 +143,12 @@ def refuse_too_many(distinct: int, name: str | None = None) -> None:
 # Entries to numbers or keys ---------------------------------------------------------------------------------
 
 
-def matrix_of(entries: Array, name: str, width: int | None = None) -> np.ndarray:
-    """Numeric entries as float64 [n, D]: primitives give D = 1, lists their common length; null gives NaN.
+def matrix_of(
+    entries: Array, name: str, width: int | None = None, values_of: Callable[[Array, str], np.ndarray] = numbers
+) -> np.ndarray:
+    """Numeric entries as [n, D]: primitives give D = 1, lists their common length; null gives NaN.
+
+    Float64, or what `values_of` makes of flat values.
 
     Raises DataError when an entry does not hold `width` values (None: as many as the longest); its row is the
     entry's index.
@@ -152,7 +156,9 @@ def matrix_of(entries: Array, name: str, width: int | None = None) -> np.ndarray
     if pa.types.is_null(entries.type):
         return np.full((len(entries), width or 1), np.nan)
     if not is_list(entries.type) and width in (None, 1):
-        return numbers(entries, name)[:, None]
+        return values_of(entries, name)[:, None]
+    if is_whole(entries) and width in (None, entries.type.list_size):
+        return values_of(fixed_values(entries), name).reshape(len(entries), entries.type.list_size)
     if is_list(entries.type):
         values, offsets = unnest(entries, name)
     else:
@@ -169,7 +175,7 @@ def matrix_of(entries: Array, name: str, width: int | None = None) -> np.ndarray
             row=entry,
             column=name,
         )
-    flat = numbers(values, name)
+    flat = values_of(values, name)
     if missing is None:
         return flat.reshape(-1, width)
     matrix = np.full((len(entries), width), np.nan)

@@ -13,12 +13,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 import torch
 
 from model.batch import SequenceBatch, collate
 from model.errors import from_plain
 from model.fitting import FittedNumeric
+from model.gather import gather
 from model.plan import DataIndex, Plan
 from model.row_transport import from_arrow
 from model.rows import EncodedRows, FittedColumns, concat
@@ -80,7 +82,7 @@ class KeptRows:
 
     def take(self, numbers: np.ndarray) -> EncodedRows:
         """The rows with these numbers, in this order."""
-        return self._rows.take(np.searchsorted(self._numbers, numbers))
+        return gather([self._rows], np.searchsorted(self._numbers, numbers))
 
 
 def cut(parts: Iterable[EncodedRows], counts: Iterable[int]) -> Iterator[SequenceBatch | None]:
@@ -117,7 +119,8 @@ def read_encoded(requests: Iterable[Request], reader: RowReader, plugins: tuple[
         for block in pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
             if ERROR in block.column_names:
                 raise from_plain(json.loads(block[ERROR][0].as_py()))
-            yield from_arrow(block)
+            for chunk in block.to_batches():  # each as it lies: a block that Ray has joined would be copied
+                yield from_arrow(pa.Table.from_batches([chunk]))
 
 
 def _groups(requests: Iterable[Request]) -> Iterator[list[Request]]:

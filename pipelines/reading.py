@@ -13,15 +13,17 @@ import numpy as np
 import pyarrow as pa
 
 from model.errors import DataError, to_plain
+from model.gather import gather
 from model.labels import FittedLabel
 from model.parquet import read_fragment
 from model.plan import DataIndex, Fragment
 from model.registry import import_plugins
 from model.row_transport import to_arrow
-from model.rows import EncodedRows, FittedColumns, concat, encode_rows
+from model.rows import EncodedRows, FittedColumns, encode_rows
 from model.scan import first_row
+from pipelines.allocation import keep_freed_memory
 
-ROWS_PER_BLOCK = 1 << 10  # of encoded rows: a window travels in several blocks of a few MiB
+BLOCK_BYTES = 64 * 2**20  # of encoded rows: a window travels at once, or if it is larger in several blocks
 ERROR = "error"
 
 
@@ -79,9 +81,8 @@ class RowReader:
             self._encoded(fragment, start, rows[first:end])
             for fragment, start, first, end in zip(request.fragments, request.starts, firsts, ends, strict=True)
         ]
-        # Encoded before they are joined: files may hold a column as different types, and numpy takes rows faster.
-        joined = concat(parts)
-        return joined if np.array_equal(rows, request.rows) else joined.take(np.searchsorted(rows, request.rows))
+        # Encoded before they are joined: files may hold a column as different types.
+        return gather(parts, np.searchsorted(rows, request.rows))
 
     def _encoded(self, fragment: Fragment, start: int, rows: np.ndarray) -> EncodedRows:
         """Rows of one fragment, whose row 0 has the number `start`."""
@@ -106,6 +107,7 @@ class ReadTask:
         self.plugins = plugins
 
     def __call__(self, batch: pa.Table) -> Any:
+        keep_freed_memory()
         import_plugins(self.plugins)
         try:
             rows = self.reader.read(Request.from_arrow(batch))
@@ -113,5 +115,6 @@ class ReadTask:
             yield pa.table({ERROR: [json.dumps(to_plain(error))]})
             return
         table = to_arrow(rows)
-        for start in range(0, table.num_rows, ROWS_PER_BLOCK):
-            yield table.slice(start, ROWS_PER_BLOCK)
+        rows_each = max(1, table.num_rows * BLOCK_BYTES // max(table.nbytes, 1))
+        for start in range(0, max(table.num_rows, 1), rows_each):
+            yield table.slice(start, rows_each)

@@ -10,6 +10,7 @@ import pytest
 
 from model.columns import ColumnsConfig, Numeric, real_valued_column
 from model.errors import ConfigError, DataError
+from model.fitting import FittedNumeric
 from model.registry import normalizer_name, register_normalizer
 from model.rows import FittedColumns, column_stats, encode_rows
 from model.settings import build
@@ -75,3 +76,37 @@ def test_what_is_wrong_with_a_normalizer_is_told() -> None:
     assert str(raised.value) == (
         "column 'x': normalizer 'total' must return an array of shape (2, 1), as it was given, but returned (2,)"
     )
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize(("dimension", "entries"), [(1, 1), (1, 50_000), (3, 20_001), (8, 2048), (20_000, 3)])
+def test_normalising_in_blocks_gives_the_bits_of_the_whole(dimension: int, entries: int, kind: type) -> None:
+    random = np.random.default_rng(dimension)
+    shift, scale = random.normal(size=dimension), random.normal(size=dimension)
+    fitted = FittedNumeric(name="x", dimension=dimension, shift=tuple(shift), scale=tuple(scale))
+    matrix = random.normal(0, 9, (entries, dimension)).astype(kind)
+    matrix[-1, -1] = np.nan
+    expected = ((matrix.astype(np.float64) - shift) * scale).astype(np.float32)
+    before = matrix.copy()
+    assert fitted.normalize(matrix).tobytes() == expected.tobytes()
+    assert matrix.tobytes() == before.tobytes()
+
+
+def test_a_value_beyond_float32_is_named_also_in_a_long_column() -> None:
+    values = np.ones(60_000)
+    values[50_000] = 1e300
+    with pytest.raises(DataError, match=r"float32's range when normalised") as caught:
+        FittedNumeric(name="x", dimension=1, shift=(0.0,), scale=(1.0,)).encode(pa.array(values))
+    assert caught.value.row == 50_000
+
+
+@pytest.mark.parametrize("normalizer", [{}, {"shift": (1.0, 2.0), "scale": (3.0, 4.0)}, {"log1p": True}])
+def test_vectors_cut_out_of_a_longer_array_are_encoded_as_alone(normalizer: dict[str, Any]) -> None:
+    fitted = FittedNumeric(name="v", dimension=2, **normalizer)
+    rows = [[0.5, 1.5], [2.5, 3.5], [4.5, 5.5], [6.5, 7.5]]
+    for kind in (pa.list_(pa.float32(), 2), pa.list_(pa.float32()), pa.list_(pa.float64(), 2)):
+        found = fitted.encode(pa.array(rows, kind).slice(1, 2)).values
+        alone = fitted.encode(pa.array(rows[1:3], pa.list_(pa.float64()))).values
+        assert found.tobytes() == alone.tobytes()
+    with pytest.raises(DataError, match="must hold 3 values, but this one holds 2"):
+        FittedNumeric(name="v", dimension=3).encode(pa.array(rows, pa.list_(pa.float32(), 2)))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from model.columns import ColumnsConfig
 from model.fitting import Encoded, FittedIdentity, FittedNumeric, FittedVocabulary
+from model.gather import gather
 from model.labels import FittedLabel
 from model.row_transport import from_arrow, to_arrow
 from model.rows import EncodedRows, FittedColumns, column_stats, concat, encode_rows
@@ -250,6 +251,33 @@ def test_taking_rows_gives_them_in_that_order(rows: list[Any], data: st.DataObje
 def test_joined_parts_hold_all_rows_in_order(parts: list[Any]) -> None:
     joined = concat([encode(part) for part in parts])
     assert as_python(joined) == [row for part in parts for row in as_python(encode(part))]
+
+
+@pytest.mark.parametrize("short_steps", [0, 1000], ids=["copied", "indexed"])
+@given(st.lists(TABLE, min_size=1, max_size=3), st.randoms())
+def test_gathered_parts_hold_their_rows_in_the_order_asked_for(
+    short_steps: int, parts: list[Any], random: Random
+) -> None:
+    whole = [row for part in parts for row in as_python(encode(part))]
+    places = random.sample(range(len(whole)), random.randint(0, len(whole)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.gather.SHORT_STEPS", short_steps)
+        found = gather([encode(part) for part in parts], np.array(places, np.int64))
+    assert as_python(found) == [whole[place] for place in places]
+
+
+def test_gathering_joins_parts_that_differ_in_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.gather.SHORT_STEPS", 0)
+    schema = SCHEMA.set(2, pa.field("word", pa.list_(pa.list_(pa.string()))))
+    several = encode_rows(pa.Table.from_pylist([OTHER | {"word": [["a", "b"]]}], schema), COLUMNS)
+    single = encode_rows(pa.Table.from_pylist([OTHER], SCHEMA), COLUMNS)
+    gathered = gather([single, several, single], np.array([1, 2, 0]))
+    assert entries(gathered.sequence["vocabulary:word"]) == [[0, 1], [1], [1]]
+    without = encode_rows(pa.Table.from_pylist([OTHER], SCHEMA).drop_columns(["rnn_cell_state_0"]), COLUMNS, LABEL)
+    with_state = encode_rows(pa.Table.from_pylist([OTHER], SCHEMA), COLUMNS, LABEL, STATE)
+    state = gather([without, with_state], np.array([1, 0])).state
+    assert state is not None
+    assert state[0].tolist() == [[9, 9], [0, 0]]
 
 
 def test_parts_without_states_begin_at_zero_beside_parts_that_have_them() -> None:
