@@ -21,12 +21,12 @@ Plugins = Annotated[
 Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; default: one on this machine")]
 
 
-def ray_for(context: typer.Context, workers: int, address: str | None) -> Any:
-    """A session on the cluster at `address`, or on a private Ray with room for `workers`; says that it starts."""
+def ray_for(context: typer.Context, cpus: int, address: str | None) -> Any:
+    """A session on the cluster at `address`, or on a private Ray, with `cpus` for workers; says that it starts."""
     from pipelines.cluster import logical_cpus_for, ray_session
 
     context.obj.note("starting Ray …" if address is None else f"joining Ray at {address} …")
-    return ray_session(logical_cpus=logical_cpus_for(workers), address=address, quiet=not context.meta["debug"])
+    return ray_session(logical_cpus=logical_cpus_for(cpus), address=address, quiet=not context.meta["debug"])
 
 
 def local_cpus() -> int:

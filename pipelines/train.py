@@ -44,8 +44,9 @@ from pipelines.resume import check_resumable
 from pipelines.starting import START, in_columns_of, read_start, write_start
 from pipelines.telemetry import Telemetry, telemetry_actor
 from pipelines.tracking import followed
+from pipelines.trainer import Trainer
 from pipelines.turns import Step
-from pipelines.watchdog import STARTS, watching
+from pipelines.watchdog import watching
 from pipelines.workers import settled
 
 ERROR, RAY_RUN = "error.json", "train"
@@ -117,14 +118,13 @@ def void_from(directory: str) -> int:
     return steps[-1] + 1 if steps else 0
 
 
-def ray_trainer(
-    config: RunConfig, workers: tuple[int, int], gpus: int, telemetry: Telemetry, watch: Watch
-) -> ray.train.torch.TorchTrainer:
+def ray_trainer(config: RunConfig, workers: tuple[int, int], gpus: int, telemetry: Telemetry, watch: Watch) -> Trainer:
     """Ray Train's part: where workers run, how often they are started again, and which checkpoints stay."""
     fewest, most = workers
     told = {"gpu": gpus > 0, "telemetry": telemetry, "watch": watch}
-    return ray.train.torch.TorchTrainer(
+    return Trainer(
         train_loop,
+        start_seconds=config.resources.start_timeout_seconds,
         train_loop_config={"run": config.model_dump(mode="json"), **told},
         torch_config=ray.train.torch.TorchConfig(timeout_s=watch.collective_seconds),
         scaling_config=ray.train.ScalingConfig(
@@ -135,10 +135,7 @@ def ray_trainer(
         run_config=ray.train.RunConfig(
             name=RAY_RUN,
             storage_path=config.directory,
-            # The controller's own limit is endless by default: resources that never come would be waited for silently.
-            failure_config=ray.train.FailureConfig(
-                max_failures=config.resources.max_failures, controller_failure_limit=STARTS - 1
-            ),
+            failure_config=ray.train.FailureConfig(max_failures=config.resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
