@@ -14,6 +14,9 @@ Overrides = Annotated[
 ]
 BundlePath = Annotated[str, typer.Argument(metavar="BUNDLE", help="a bundle, or the directory of a run or sweep")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in this directory")]
+ResumeIfExists = Annotated[
+    bool, typer.Option("--resume-if-exists", help="go on where there is something to go on with, else start")
+]
 DataPath = Annotated[str, typer.Argument(metavar="DATA", help="Parquet file, directory, glob or URI")]
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="MODULE", help="module that registers cells (repeatable)")

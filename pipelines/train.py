@@ -32,7 +32,7 @@ from model.runs import METRICS, RUN_YAML, SWEEP, resolve_bundle
 from model.settings import dump_yaml
 from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
 from pipelines import batching, ingest, keeping, worker
-from pipelines.checkpoints import latest_checkpoint, remove_untold, tell, write_checkpoint
+from pipelines.checkpoints import checkpoint_names, latest_checkpoint, remove_untold, tell, write_checkpoint
 from pipelines.cluster import available_gpus, preflight_workers
 from pipelines.config import RunConfig, run_config
 from pipelines.fit import fitted_data
@@ -175,6 +175,11 @@ def check_run(config: RunConfig, *, resume: bool) -> None:
         raise ConfigError(
             f"{config.directory} holds a run already; go on with it by --resume, or choose another name=…"
         )
+
+
+def has_begun(config: RunConfig) -> bool:
+    """Whether there is something to resume: what failed before its first checkpoint starts anew."""
+    return exists(join(config.directory, METRICS)) or bool(checkpoint_names(join(config.directory, RAY_RUN)))
 
 
 def open_run(config: RunConfig, *, resume: bool) -> None:

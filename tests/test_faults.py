@@ -88,6 +88,15 @@ class Training:
     def wait(self) -> None:
         assert self.process.wait(240) == 0, self.log.read_text()
 
+    def kill(self) -> None:
+        """Ends the driver; returns when all that it had started has ended, too."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        deadline = time.monotonic() + 60
+        while left := marked(self.mark):
+            assert time.monotonic() < deadline, [process.info["cmdline"] for process in left]
+            time.sleep(0.5)
+
     def fingerprint(self) -> str:
         latest = pointed(self.directory, "latest")
         assert latest is not None
@@ -120,17 +129,30 @@ def test_a_killed_worker_changes_nothing(run_yaml: Path, unharmed: str) -> None:
 def test_a_killed_driver_leaves_no_process_and_its_resumed_run_is_the_same(run_yaml: Path, unharmed: str) -> None:
     training = Training(run_yaml, "driver-killed")
     training.wait_for_step(3 * EVERY)
-    os.kill(training.process.pid, signal.SIGKILL)
-    training.process.wait()
-    deadline = time.monotonic() + 60
-    while left := marked(training.mark):
-        assert time.monotonic() < deadline, [process.info["cmdline"] for process in left]
-        time.sleep(0.5)
+    training.kill()
     assert training.metrics()[-1]["step"] < STEPS
     again = Training(run_yaml, "driver-killed", "--resume")
     again.wait()
     assert again.fingerprint() == unharmed
     check_each_step_once(again)
+
+
+def test_one_command_line_starts_a_run_and_goes_on_with_it_after_a_kill(run_yaml: Path, unharmed: str) -> None:
+    """Killed before its first checkpoint, and after its third; what has ended stays as it is."""
+    began = Training(run_yaml, "retried", "--resume-if-exists")
+    while not (began.directory / "run.yaml").exists():
+        assert began.process.poll() is None, began.log.read_text()
+        time.sleep(0.01)
+    began.kill()
+    killed = Training(run_yaml, "retried", "--resume-if-exists")
+    killed.wait_for_step(3 * EVERY)
+    killed.kill()
+    assert killed.metrics()[-1]["step"] < STEPS
+    for _ in range(2):
+        ended = Training(run_yaml, "retried", "--resume-if-exists")
+        ended.wait()
+        assert ended.fingerprint() == unharmed
+        check_each_step_once(ended)
 
 
 @pytest.mark.parametrize("stage", ["train", "tune", "serve"])

@@ -133,7 +133,8 @@ def test_processes_train_what_one_process_trains(trained: Path, case: str) -> No
             together = load_file(trained / f"{number}-{world}-{rank}.safetensors")
             assert together.keys() == alone.keys()
             for name, expected in alone.items():
-                difference = (together[name] - expected).abs().max()
-                assert difference <= 1e-12 * expected.abs().max(), (name, world, rank)
+                # A batch of empty rows alone has no loss.
+                atol = 1e-12 * float(expected.nan_to_num().abs().max())
+                torch.testing.assert_close(together[name], expected, rtol=0, atol=atol, equal_nan=True)
     for name, weights in before.items():
         assert not alone[name].equal(weights), f"{name} was not trained"

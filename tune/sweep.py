@@ -23,7 +23,7 @@ from model.errors import ResourceError, TrainingError
 from model.runs import RUN_YAML, point_to, pointed
 from model.settings import dump_yaml
 from model.storage import exists, join, make_directory, remove_tree, write_bytes
-from pipelines import ingest, worker
+from pipelines import ingest
 from pipelines.cluster import preflight
 from pipelines.config import RunConfig
 from pipelines.fit import fitted_data
@@ -33,7 +33,7 @@ from tune.collect import collected
 from tune.config import TuneConfig
 from tune.following import following
 from tune.outcome import Trial, best_of, own_error
-from tune.points import best_run, trial_run
+from tune.points import best_run
 from tune.tuner import gpus_per_trial, settled, tuner
 
 BEST_YAML = "best.yaml"
@@ -71,9 +71,8 @@ def sweep(
     gpus = gpus_per_trial(config, tuning)
     preflight(cpus=tuning.workers_per_trial * config.resources.cpus_per_worker, gpus=gpus)
     prepared = prepare(config, resume=resume, on_scan=on_scan, say=say)
-    steps = worker.plans(trial_run(config, tuning, {}), prepared.train, None)[0].steps_per_epoch
     with interruptible(), following(config.directory, tuning, say) as followed, settled(quiet=quiet):
-        results = tuner(config, tuning, steps_per_epoch=steps, gpus=gpus, resume=resume).fit()
+        results = tuner(config, tuning, index=prepared.train, gpus=gpus, resume=resume).fit()
     trials = collected(config, tuning, results, followed.ray_trials)
     kept = keep(config, tuning, trials)
     if any(trial.status in ("unfinished", "not started") for trial in trials):
