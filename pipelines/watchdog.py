@@ -159,9 +159,9 @@ class Watchdog:
             self._waits = min(self._waits, int(seconds // WAIT_TOLD_SECONDS))
             return
         self._waits += 1
-        what = f"waiting for {self.workers} to start" if at_start else "nothing is heard of the workers any more"
+        what = f"waiting for {self.workers} to start:" if at_start else "nothing is heard of the workers any more:"
         self.tell(
-            f"{what}: {seconds:.0f} s of at most {self.resources.start_timeout_seconds:g}; the Ray cluster has "
+            f"{what} {seconds:.0f} s of at most {self.resources.start_timeout_seconds:g}; the Ray cluster has "
             f"{amounts(ray.cluster_resources())}"
         )
 

@@ -173,3 +173,57 @@ def test_ctrl_c_ends_the_demo_in_any_stage_and_says_what_was_kept(tmp_path: Path
     assert f"stopped: what was made so far lies in {tmp_path / 'demo' / 'data'}" in told
     assert "Traceback" not in told
     assert marked(mark) == []
+
+
+HANGS = '''
+"""Stops the second of two workers for good, once, before the third step."""
+import os
+import signal
+from pathlib import Path
+
+import ray.train
+
+from model.training import Trainer
+
+DONE = Path(__file__).with_name("stopped")
+step_over = Trainer.step_over
+
+
+def stopping(self, parts, number):
+    if self.position == 2 and ray.train.get_context().get_world_rank() == 1 and not DONE.exists():
+        DONE.touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return step_over(self, parts, number)
+
+
+Trainer.step_over = stopping
+'''
+
+
+def test_a_trials_worker_that_hangs_is_named_and_replaced(run_yaml: Path, tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text(HANGS)
+    tuning = {"space": {"num_units": [[4]]}, "search": "grid", "steps": 6, "evaluate_every_steps": 2}
+    run = yaml.safe_load(run_yaml.read_text()) | {"name": "hung", "tune": {**tuning, "workers_per_trial": 2}}
+    run["model"]["dropout_keep_probabilities"] = None
+    run["train"] = {"batch_sequences": 32}
+    run["resources"] = {"collective_timeout_seconds": 6}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run | {"plugins": ["hangs"]}))
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", "tune", "run.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{Path(__file__).resolve().parents[1]}{os.pathsep}{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "stopped").exists()
+    told = done.stdout + done.stderr
+    (named,) = (line for line in told.splitlines() if "must meet" in line)
+    assert named.startswith(
+        "trial_000: all workers must meet in step 3 within 6 s, but rank 0 waits there for rank 1 ("
+    )
+    assert named.endswith("resources.collective_timeout_seconds; killed")
+    assert "trial_000: restart 1: training goes on with 2 workers from its latest checkpoint" in told
+    assert "trial 000: step 6, validation_loss " in told

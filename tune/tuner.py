@@ -19,6 +19,7 @@ from pipelines import worker
 from pipelines.cluster import SPARE_CPUS, available_gpus
 from pipelines.config import RunConfig
 from pipelines.machine import cpu_count
+from pipelines.telemetry import Telemetry
 from pipelines.train import gpus_for
 from pipelines.turns import epoch_steps
 from tune.check import RAY_TUNE
@@ -40,17 +41,19 @@ _ENVIRONMENT = {
 }
 
 
-def tuner(config: RunConfig, tuning: TuneConfig, *, index: DataIndex, gpus: float, resume: bool) -> Any:
+def tuner(
+    config: RunConfig, tuning: TuneConfig, *, index: DataIndex, gpus: float, telemetry: Telemetry, resume: bool
+) -> Any:
     """The Tuner of a new sweep, or of one that goes on."""
     directory = join(config.directory, RAY_TUNE)
     # A sweep may have been stopped before any trial was known to Ray Tune; there is nothing to restore then.
     if resume and any(name.startswith("experiment_state") for name in list_names(directory)):
         return ray.tune.Tuner.restore(
-            directory, trainable(config, tuning, gpus), resume_unfinished=True, resume_errored=True
+            directory, trainable(config, tuning, gpus, telemetry), resume_unfinished=True, resume_errored=True
         )
     searcher, space, count = search_of(config, tuning)
     return ray.tune.Tuner(
-        trainable(config, tuning, gpus),
+        trainable(config, tuning, gpus, telemetry),
         param_space={"point": space},
         tune_config=ray.tune.TuneConfig(
             metric=SCORE,
@@ -77,12 +80,12 @@ def tuner(config: RunConfig, tuning: TuneConfig, *, index: DataIndex, gpus: floa
     )
 
 
-def trainable(config: RunConfig, tuning: TuneConfig, gpus: float) -> Any:
+def trainable(config: RunConfig, tuning: TuneConfig, gpus: float, telemetry: Telemetry) -> Any:
     """The function of a trial with what it holds."""
     held = {"cpu": _NESTED_CPUS, "gpu": 0.0}
     if tuning.workers_per_trial == 1:
         held = {"cpu": config.resources.cpus_per_worker, "gpu": gpus}
-    sweep = Sweep(config.model_dump(mode="json"), gpus)
+    sweep = Sweep(config.model_dump(mode="json"), gpus, telemetry)
     return ray.tune.with_resources(ray.tune.with_parameters(run_trial, sweep=sweep), held)
 
 
