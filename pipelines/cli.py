@@ -21,6 +21,7 @@ from pipelines.cli_options import (
     Overrides,
     Plugins,
     Resume,
+    ResumeIfExists,
     local_cpus,
     ray_for,
 )
@@ -77,13 +78,20 @@ def options(
 
 
 @app.command()
-def train(context: typer.Context, config: ConfigFile, overrides: Overrides = None, resume: Resume = False) -> None:
+def train(
+    context: typer.Context,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    resume_if_exists: ResumeIfExists = False,
+) -> None:
     """Train a model: Parquet in, a bundle out."""
     from model.storage import find_files
     from pipelines.config import load_run
-    from pipelines.train import check_run
+    from pipelines.train import check_run, has_begun
 
     run = load_run(config, overrides or [])
+    resume = resume or (resume_if_exists and has_begun(run))
     check_run(run, resume=resume)  # before Ray starts: a mistake is told at once
     find_files(run.data.train)
     with ray_for(context, run.resources.room, run.resources.address):
@@ -122,14 +130,21 @@ def kept_after_interrupt(directory: str) -> str:
 
 
 @app.command()
-def tune(context: typer.Context, config: ConfigFile, overrides: Overrides = None, resume: Resume = False) -> None:
+def tune(
+    context: typer.Context,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    resume_if_exists: ResumeIfExists = False,
+) -> None:
     """Sweep num_units, cell_type, dropout and more; the best trial's bundle is kept."""
     from model.storage import find_files
     from pipelines.config import load_run
-    from tune.check import check_sweep
+    from tune.check import check_sweep, has_begun
     from tune.config import ray_cpus
 
     run = load_run(config, overrides or [])
+    resume = resume or (resume_if_exists and has_begun(run))
     check_sweep(run, resume=resume)  # before Ray starts: a mistake is told at once
     find_files(run.data.train)
     with ray_for(context, ray_cpus(run) - 2, run.resources.address):

@@ -14,6 +14,9 @@ Overrides = Annotated[
 ]
 BundlePath = Annotated[str, typer.Argument(metavar="BUNDLE", help="a bundle, or the directory of a run or sweep")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in this directory")]
+ResumeIfExists = Annotated[
+    bool, typer.Option("--resume-if-exists", help="go on where there is something to go on with, else start")
+]
 DataPath = Annotated[str, typer.Argument(metavar="DATA", help="Parquet file, directory, glob or URI")]
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="MODULE", help="module that registers cells (repeatable)")
@@ -21,12 +24,12 @@ Plugins = Annotated[
 Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; default: one on this machine")]
 
 
-def ray_for(context: typer.Context, workers: int, address: str | None) -> Any:
-    """A session on the cluster at `address`, or on a private Ray with room for `workers`; says that it starts."""
+def ray_for(context: typer.Context, cpus: int, address: str | None) -> Any:
+    """A session on the cluster at `address`, or on a private Ray, with `cpus` for workers; says that it starts."""
     from pipelines.cluster import logical_cpus_for, ray_session
 
     context.obj.note("starting Ray …" if address is None else f"joining Ray at {address} …")
-    return ray_session(logical_cpus=logical_cpus_for(workers), address=address, quiet=not context.meta["debug"])
+    return ray_session(logical_cpus=logical_cpus_for(cpus), address=address, quiet=not context.meta["debug"])
 
 
 def local_cpus() -> int:

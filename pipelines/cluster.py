@@ -37,9 +37,9 @@ class RaySession:
     started: bool
 
 
-def logical_cpus_for(workers: int) -> int:
-    """CPUs a private Ray has to offer so that `workers` can train while Ray Data feeds them."""
-    return workers + SPARE_CPUS
+def logical_cpus_for(cpus: int) -> int:
+    """CPUs a private Ray has to offer so that workers on `cpus` of them can train while Ray Data feeds them."""
+    return cpus + SPARE_CPUS
 
 
 @contextmanager
@@ -274,6 +274,11 @@ def require_room(
         f"on one node, but its nodes ({told}) hold {room}{grows}: lower resources.cpus_per_worker or "
         "resources.workers, or use larger nodes"
     )
+
+
+def room_in_cluster(each: Mapping[str, float]) -> float:
+    """How many workers of `each` the nodes of the connected cluster hold, or would with what its autoscaler adds."""
+    return max(sum(_room_on(node, each) for node in _nodes()), _autoscaled_room(each) or 0)
 
 
 def _room_on(node: Mapping[str, float], each: Mapping[str, float]) -> int:

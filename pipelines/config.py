@@ -96,7 +96,7 @@ class ResourcesConfig(Settings):
     start_timeout_seconds: float = Field(
         900.0,
         gt=0,
-        description="seconds until there must be room for all workers: nodes that an autoscaler adds are slow",
+        description="seconds until there must be room for all workers (of a range, the fewest); new nodes take minutes",
     )
     collective_timeout_seconds: float = Field(
         600.0, gt=0, description="seconds the workers wait for one of them; it is then named, killed and started again"
@@ -105,7 +105,7 @@ class ResourcesConfig(Settings):
 
     @property
     def room(self) -> int:
-        """Workers that Ray must have room for when it is started or joined."""
+        """CPUs for workers that Ray must have when it is started or joined."""
         return room_for(self.workers, self.cpus_per_worker, self.address)
 
 

@@ -23,15 +23,15 @@ class _Mailbox:
 
     def __init__(self) -> None:
         self._progress: Any = None
-        self._reports: list[dict[str, float]] = []
+        self._reports: list[dict[str, Any]] = []
 
     def put_progress(self, progress: Any) -> None:
         self._progress = progress
 
-    def put_report(self, metrics: dict[str, float]) -> None:
+    def put_report(self, metrics: dict[str, Any]) -> None:
         self._reports.append(metrics)
 
-    def take(self) -> tuple[Any, list[dict[str, float]]]:
+    def take(self) -> tuple[Any, list[dict[str, Any]]]:
         progress, reports = self._progress, self._reports
         self._progress, self._reports = None, []
         return progress, reports
@@ -48,15 +48,15 @@ class Telemetry:
         if self.mailbox is not None:
             self.mailbox.put_progress.remote(progress)
 
-    def report(self, metrics: dict[str, float]) -> None:
-        """Adds the metrics of a validation."""
+    def report(self, metrics: dict[str, Any]) -> None:
+        """Adds the metrics of a validation, or what else must not be lost."""
         if self.mailbox is not None:
             self.mailbox.put_report.remote(metrics)
 
 
 @contextmanager
 def telemetry_actor(
-    on_progress: Callable[[Any], None] | None, on_report: Callable[[dict[str, float]], None] | None
+    on_progress: Callable[[Any], None] | None, on_report: Callable[[dict[str, Any]], None] | None
 ) -> Iterator[Telemetry]:
     """A Telemetry whose words are handed to the callbacks, in a thread, until the block ends."""
     if on_progress is None and on_report is None:

@@ -32,7 +32,7 @@ from model.runs import METRICS, RUN_YAML, SWEEP, resolve_bundle
 from model.settings import dump_yaml
 from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
 from pipelines import batching, ingest, keeping, worker
-from pipelines.checkpoints import latest_checkpoint, remove_untold, tell, write_checkpoint
+from pipelines.checkpoints import checkpoint_names, latest_checkpoint, remove_untold, tell, write_checkpoint
 from pipelines.cluster import available_gpus, preflight_workers
 from pipelines.config import RunConfig, run_config
 from pipelines.fit import fitted_data
@@ -44,8 +44,9 @@ from pipelines.resume import check_resumable
 from pipelines.starting import START, in_columns_of, read_start, write_start
 from pipelines.telemetry import Telemetry, telemetry_actor
 from pipelines.tracking import followed
+from pipelines.trainer import Trainer
 from pipelines.turns import Step
-from pipelines.watchdog import STARTS, watching
+from pipelines.watchdog import watching
 from pipelines.workers import settled
 
 ERROR, RAY_RUN = "error.json", "train"
@@ -117,14 +118,13 @@ def void_from(directory: str) -> int:
     return steps[-1] + 1 if steps else 0
 
 
-def ray_trainer(
-    config: RunConfig, workers: tuple[int, int], gpus: int, telemetry: Telemetry, watch: Watch
-) -> ray.train.torch.TorchTrainer:
+def ray_trainer(config: RunConfig, workers: tuple[int, int], gpus: int, telemetry: Telemetry, watch: Watch) -> Trainer:
     """Ray Train's part: where workers run, how often they are started again, and which checkpoints stay."""
     fewest, most = workers
     told = {"gpu": gpus > 0, "telemetry": telemetry, "watch": watch}
-    return ray.train.torch.TorchTrainer(
+    return Trainer(
         train_loop,
+        start_seconds=config.resources.start_timeout_seconds,
         train_loop_config={"run": config.model_dump(mode="json"), **told},
         torch_config=ray.train.torch.TorchConfig(timeout_s=watch.collective_seconds),
         scaling_config=ray.train.ScalingConfig(
@@ -135,10 +135,7 @@ def ray_trainer(
         run_config=ray.train.RunConfig(
             name=RAY_RUN,
             storage_path=config.directory,
-            # The controller's own limit is endless by default: resources that never come would be waited for silently.
-            failure_config=ray.train.FailureConfig(
-                max_failures=config.resources.max_failures, controller_failure_limit=STARTS - 1
-            ),
+            failure_config=ray.train.FailureConfig(max_failures=config.resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
@@ -178,6 +175,11 @@ def check_run(config: RunConfig, *, resume: bool) -> None:
         raise ConfigError(
             f"{config.directory} holds a run already; go on with it by --resume, or choose another name=…"
         )
+
+
+def has_begun(config: RunConfig) -> bool:
+    """Whether there is something to resume: what failed before its first checkpoint starts anew."""
+    return exists(join(config.directory, METRICS)) or bool(checkpoint_names(join(config.directory, RAY_RUN)))
 
 
 def open_run(config: RunConfig, *, resume: bool) -> None:

@@ -145,6 +145,15 @@ def total_steps(plan: Plan, settings: TrainConfig, step: Step | None = None) -> 
     return max(step.number, round(step.number * plan.first_step(settings.epochs or 1) / step.batches))
 
 
+def epoch_steps(plan: Plan, settings: TrainConfig, epoch: int = 0) -> int:
+    """Steps of an epoch: of each turn as many as its longest row has segments."""
+    start, stop, group = plan.first_step(epoch), plan.first_step(epoch + 1), settings.accumulate_batches
+    if settings.unroll_steps is None:
+        return -(-(stop - start) // group)
+    counts = [segment_count(longest, settings.unroll_steps) for longest in longest_rows(plan, start, stop)]
+    return sum(max(counts[first : first + group]) for first in range(0, len(counts), group))
+
+
 def epochs_at(plan: Plan, step: Step) -> float:
     """Epochs passed after a step, with the fraction of a turn's batches that are not over."""
     begin, end = plan.epochs_at(step.turn.start), plan.epochs_at(step.turn.stop)

@@ -22,11 +22,12 @@ from pipelines.cluster import amounts, on_this_node
 from pipelines.config import ResourcesConfig
 from pipelines.pulse import Beat, Process, Watch, beat_seconds
 
-STARTS = 4  # how often the workers' start is tried before there is no room for them
+STARTS = 4  # how often the workers' start is tried within the time there is for it, and how often they may die at it
 BEATS_UNTIL_SILENT = 5  # so many beats missed, and the worker counts as silent
 KILL_SECONDS = 20.0  # a process is started on the worker's node: two seconds are usual
 WAIT_TOLD_SECONDS = 60.0
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+ELASTIC_START_SECONDS = 30.0  # for Ray Train may not know yet that a node has gone, and then tries with too many
 
 
 # Judging ------------------------------------------------------------------------------------------------------------
@@ -130,7 +131,9 @@ class Watchdog:
         import ray
 
         heard, now = ray.get(self.watch.ear.heard.remote())
-        self._hear(next((each.beat for each in heard.values()), None))
+        latest = max(heard.values(), key=lambda each: each.at, default=None)
+        self._hear(None if latest is None else latest.beat)
+        self._tell_of_silence(latest is None, time.monotonic() - self._began if latest is None else now - latest.at)
         found = missing(heard, now, self.watch.timeout_seconds)
         if found is None or (self.hang is not None and found.group == self.hang.group):
             return
@@ -141,26 +144,26 @@ class Watchdog:
 
     def _hear(self, beat: Beat | None) -> None:
         """Tells that workers have been started again: what came between is Ray's to tell, and it does so at length."""
-        if beat is None:
-            self._tell_of_the_start()
-        elif beat.group != self.group:
+        if beat is not None and beat.group != self.group:
             if self.group is not None:
                 self.restarts += 1
                 workers = in_words(beat.world, beat.world)
                 self.tell(f"restart {self.restarts}: training goes on with {workers} from its latest checkpoint")
             self.group = beat.group
 
-    def _tell_of_the_start(self) -> None:
-        """Says once a minute that there is no worker yet: nodes take minutes to come, and silence looks broken."""
+    def _tell_of_silence(self, at_start: bool, seconds: float) -> None:
+        """Says once a minute that there is no worker yet, or none any more: nodes take minutes."""
         import ray
 
-        seconds = time.monotonic() - self._began
-        if seconds >= (self._waits + 1) * WAIT_TOLD_SECONDS:
-            self._waits += 1
-            self.tell(
-                f"waiting for {self.workers} to start: {seconds:.0f} s of at most "
-                f"{self.resources.start_timeout_seconds:g}; the Ray cluster has {amounts(ray.cluster_resources())}"
-            )
+        if seconds < (self._waits + 1) * WAIT_TOLD_SECONDS:
+            self._waits = min(self._waits, int(seconds // WAIT_TOLD_SECONDS))
+            return
+        self._waits += 1
+        what = f"waiting for {self.workers} to start:" if at_start else "nothing is heard of the workers any more:"
+        self.tell(
+            f"{what} {seconds:.0f} s of at most {self.resources.start_timeout_seconds:g}; the Ray cluster has "
+            f"{amounts(ray.cluster_resources())}"
+        )
 
     def follow(self) -> None:
         """Looks as often as workers speak, until the run has ended."""
@@ -174,9 +177,10 @@ class Watchdog:
     def explain(self, error: BaseException) -> None:
         """What ended a run for good, where it is known better than Ray Train tells it: TrainingError, ResourceError."""
         import ray
-        from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-        if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+        from pipelines.trainer import NoRoomInTimeError
+
+        if isinstance(getattr(error, "controller_failure", None), NoRoomInTimeError):
             raise ResourceError(
                 f"there must be room for {self.workers} in the Ray cluster within "
                 f"{self.resources.start_timeout_seconds:g} s, but there was none in its "
@@ -226,8 +230,7 @@ def watching(
 ) -> Iterator[Watchdog]:
     """A watchdog that follows, in a thread, the workers that are given its `watch`, until the block ends.
 
-    `workers` is how many there are, at least and at most. Where these differ, Ray Train's own time stays: it waits for
-    so long before it does with fewer.
+    `workers` is how many there are, at least and at most. Where these differ, a start is soon tried with fewer.
     """
     import ray
 
@@ -235,8 +238,9 @@ def watching(
     watchdog = Watchdog(Watch(ear, resources.collective_timeout_seconds), resources, in_words(*workers), tell)
     thread = threading.Thread(target=watchdog.follow, name="watchdog", daemon=True)
     thread.start()
+    seconds = resources.start_timeout_seconds / STARTS
     try:
-        with start_timeout(resources.start_timeout_seconds / STARTS if workers[0] == workers[1] else None):
+        with start_timeout(seconds if workers[0] == workers[1] else min(seconds, ELASTIC_START_SECONDS)):
             yield watchdog
     finally:
         watchdog.close()
@@ -245,9 +249,9 @@ def watching(
 
 
 @contextmanager
-def start_timeout(seconds: float | None) -> Iterator[None]:
-    """How long Ray Train waits at a time for room (None: as it does), unless the user's environment says so."""
-    if START_TIMEOUT in os.environ or seconds is None:
+def start_timeout(seconds: float) -> Iterator[None]:
+    """How long Ray Train waits at a time for room, unless the user's environment says so."""
+    if START_TIMEOUT in os.environ:
         yield
         return
     os.environ[START_TIMEOUT] = f"{seconds:g}"

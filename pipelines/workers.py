@@ -12,7 +12,7 @@ from pydantic import Field
 
 from model.errors import ResourceError
 from model.settings import Settings
-from pipelines.cluster import SPARE_CPUS, available_gpus
+from pipelines.cluster import SPARE_CPUS, available_gpus, room_in_cluster
 from pipelines.machine import cpu_count
 
 _JOINING = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
@@ -36,12 +36,12 @@ Workers = int | Literal["auto"] | WorkerRange
 
 
 def room_for(workers: Workers, cpus_per_worker: int, address: str | None) -> int:
-    """Workers that Ray must have room for once it is started here, or is joined at `address`."""
+    """CPUs for workers that Ray must have once it is started here, or is joined at `address`."""
     if isinstance(workers, int):
-        return workers
+        return workers * cpus_per_worker
     if address is not None or any(os.environ.get(name) for name in _JOINING):
-        return 1 if workers == "auto" else workers.min
-    return max(1, cpu_count() // cpus_per_worker) if workers == "auto" else workers.max
+        return cpus_per_worker * (1 if workers == "auto" else workers.min)
+    return cpus_per_worker * (max(1, cpu_count() // cpus_per_worker) if workers == "auto" else workers.max)
 
 
 def settled(workers: Workers, cpus_per_worker: int, gpu: bool | Literal["auto"]) -> tuple[int, int]:
@@ -57,12 +57,13 @@ def settled(workers: Workers, cpus_per_worker: int, gpu: bool | Literal["auto"])
     import ray
 
     cpus = int(ray.cluster_resources().get("CPU", 0))
-    room = (cpus - SPARE_CPUS) // cpus_per_worker
+    gpus = available_gpus() if gpu else 0
+    each = {"CPU": float(cpus_per_worker), "GPU": 1.0 if gpus else 0.0}
+    room = int(min((cpus - SPARE_CPUS) // cpus_per_worker, room_in_cluster(each)))
     if room < 1:
         raise ResourceError(
-            f"resources.workers auto needs {cpus_per_worker} CPUs for a worker and {SPARE_CPUS} beside them, but the "
-            f"Ray cluster has {cpus}; lower resources.cpus_per_worker, or use a larger cluster"
+            f"resources.workers auto needs {cpus_per_worker} CPUs for a worker on one node and {SPARE_CPUS} beside "
+            f"them, but the Ray cluster has {cpus}; lower resources.cpus_per_worker, or use larger nodes"
         )
-    gpus = available_gpus() if gpu else 0
     count = min(room, gpus) if gpus else room
     return count, count

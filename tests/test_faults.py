@@ -88,6 +88,15 @@ class Training:
     def wait(self) -> None:
         assert self.process.wait(240) == 0, self.log.read_text()
 
+    def kill(self) -> None:
+        """Ends the driver; returns when all that it had started has ended, too."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        deadline = time.monotonic() + 60
+        while left := marked(self.mark):
+            assert time.monotonic() < deadline, [process.info["cmdline"] for process in left]
+            time.sleep(0.5)
+
     def fingerprint(self) -> str:
         latest = pointed(self.directory, "latest")
         assert latest is not None
@@ -120,17 +129,30 @@ def test_a_killed_worker_changes_nothing(run_yaml: Path, unharmed: str) -> None:
 def test_a_killed_driver_leaves_no_process_and_its_resumed_run_is_the_same(run_yaml: Path, unharmed: str) -> None:
     training = Training(run_yaml, "driver-killed")
     training.wait_for_step(3 * EVERY)
-    os.kill(training.process.pid, signal.SIGKILL)
-    training.process.wait()
-    deadline = time.monotonic() + 60
-    while left := marked(training.mark):
-        assert time.monotonic() < deadline, [process.info["cmdline"] for process in left]
-        time.sleep(0.5)
+    training.kill()
     assert training.metrics()[-1]["step"] < STEPS
     again = Training(run_yaml, "driver-killed", "--resume")
     again.wait()
     assert again.fingerprint() == unharmed
     check_each_step_once(again)
+
+
+def test_one_command_line_starts_a_run_and_goes_on_with_it_after_a_kill(run_yaml: Path, unharmed: str) -> None:
+    """Killed before its first checkpoint, and after its third; what has ended stays as it is."""
+    began = Training(run_yaml, "retried", "--resume-if-exists")
+    while not (began.directory / "run.yaml").exists():
+        assert began.process.poll() is None, began.log.read_text()
+        time.sleep(0.01)
+    began.kill()
+    killed = Training(run_yaml, "retried", "--resume-if-exists")
+    killed.wait_for_step(3 * EVERY)
+    killed.kill()
+    assert killed.metrics()[-1]["step"] < STEPS
+    for _ in range(2):
+        ended = Training(run_yaml, "retried", "--resume-if-exists")
+        ended.wait()
+        assert ended.fingerprint() == unharmed
+        check_each_step_once(ended)
 
 
 @pytest.mark.parametrize("stage", ["train", "tune", "serve"])
@@ -151,3 +173,57 @@ def test_ctrl_c_ends_the_demo_in_any_stage_and_says_what_was_kept(tmp_path: Path
     assert f"stopped: what was made so far lies in {tmp_path / 'demo' / 'data'}" in told
     assert "Traceback" not in told
     assert marked(mark) == []
+
+
+HANGS = '''
+"""Stops the second of two workers for good, once, before the third step."""
+import os
+import signal
+from pathlib import Path
+
+import ray.train
+
+from model.training import Trainer
+
+DONE = Path(__file__).with_name("stopped")
+step_over = Trainer.step_over
+
+
+def stopping(self, parts, number):
+    if self.position == 2 and ray.train.get_context().get_world_rank() == 1 and not DONE.exists():
+        DONE.touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return step_over(self, parts, number)
+
+
+Trainer.step_over = stopping
+'''
+
+
+def test_a_trials_worker_that_hangs_is_named_and_replaced(run_yaml: Path, tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text(HANGS)
+    tuning = {"space": {"num_units": [[4]]}, "search": "grid", "steps": 6, "evaluate_every_steps": 2}
+    run = yaml.safe_load(run_yaml.read_text()) | {"name": "hung", "tune": {**tuning, "workers_per_trial": 2}}
+    run["model"]["dropout_keep_probabilities"] = None
+    run["train"] = {"batch_sequences": 32}
+    run["resources"] = {"collective_timeout_seconds": 6}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run | {"plugins": ["hangs"]}))
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", "tune", "run.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{Path(__file__).resolve().parents[1]}{os.pathsep}{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "stopped").exists()
+    told = done.stdout + done.stderr
+    (named,) = (line for line in told.splitlines() if "must meet" in line)
+    assert named.startswith(
+        "trial_000: all workers must meet in step 3 within 6 s, but rank 0 waits there for rank 1 ("
+    )
+    assert named.endswith("resources.collective_timeout_seconds; killed")
+    assert "trial_000: restart 1: training goes on with 2 workers from its latest checkpoint" in told
+    assert "trial 000: step 6, validation_loss " in told

@@ -235,7 +235,7 @@ def run() -> RunConfig:
 def test_the_job_runs_the_file_that_is_mounted(run: RunConfig) -> None:
     (container,) = RAY_TEMPLATES["RayJob/head"]["spec"]["containers"]
     (mount,) = (each for each in container["volumeMounts"] if each["name"] == "run")
-    assert JOB["spec"]["entrypoint"] == f"python -m pipelines train {mount['mountPath']}/run.yaml"
+    assert JOB["spec"]["entrypoint"] == f"python -m pipelines train --resume-if-exists {mount['mountPath']}/run.yaml"
     assert run.output.startswith("s3://")
     assert run.data.train.startswith("s3://")
 

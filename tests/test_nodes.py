@@ -23,8 +23,11 @@ import pytest
 import yaml
 
 from model.checkpoint import load_bundle
+from model.plan import DataIndex
 from model.runs import pointed
+from model.scoring import Scorer
 from model.storage import join
+from pipelines.ingest import load_prepared
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 30, 6
@@ -107,7 +110,7 @@ def nodes() -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def run_yaml(tmp_path_factory: pytest.TempPathFactory, make_table: Callable[..., pa.Table]) -> Path:
-    """A run with dropout and two workers; 24 rows train, so that an epoch is 3 steps."""
+    """A run with dropout and two workers; an epoch is 3 steps."""
     directory = tmp_path_factory.mktemp("nodes")
     pq.write_table(make_table(lengths=[60] * 32), directory / "data.parquet", row_group_size=8)
     run = {
@@ -238,7 +241,7 @@ def test_without_restarts_a_hang_ends_the_run_with_its_name(nodes: Nodes, run_ya
 
 @pytest.mark.soak
 def test_a_node_that_never_comes_back_is_waited_for_as_long_as_allowed(nodes: Nodes, run_yaml: Path) -> None:
-    training = Training(nodes, run_yaml, "node-gone", "resources.start_timeout_seconds=12")
+    training = Training(nodes, run_yaml, "node-gone", "resources.start_timeout_seconds=30")
     training.wait_for_step(EVERY)
     nodes.order("kill")
     try:
@@ -246,8 +249,136 @@ def test_a_node_that_never_comes_back_is_waited_for_as_long_as_allowed(nodes: No
     finally:
         nodes.order("add")
     assert training.log.read_text().splitlines()[-1] == (
-        "dynamic-rnn: there must be room for 2 workers in the Ray cluster within 12 s, but there was none in its 3 "
+        "dynamic-rnn: there must be room for 2 workers in the Ray cluster within 30 s, but there was none in its 3 "
         "CPUs and 0 GPUs: look at what else runs there and at its autoscaler (ray status), or raise "
         "resources.start_timeout_seconds; what was trained is kept, and --resume goes on"
     )
     assert training.steps() != []
+
+
+# A node less, a node more ------------------------------------------------------------------------------------------
+
+# Training waits before a batch until the test lets it on; what each process has computed is written down.
+PACE = """
+import json
+import os
+import time
+from pathlib import Path
+
+from model.training import Trainer
+
+HERE = Path(__file__).parent
+step_over = Trainer.step_over
+
+
+def paced(self, parts, number):
+    while self.position >= int((HERE / "gate").read_text() or 0):
+        time.sleep(0.05)
+    result = step_over(self, parts, number)
+    rows = [row for part in parts if part.batch is not None for row in part.batch.rows_B.tolist()]
+    with (HERE / f"computed-{os.getpid()}").open("a") as stream:
+        stream.write(json.dumps([self.position, rows]) + "\\n")
+    return result
+
+
+Trainer.step_over = paced
+"""
+
+
+def open_gate(directory: Path, batches: int) -> None:
+    """Lets training compute so many batches."""
+    written = directory / "gate.new"
+    written.write_text(str(batches))
+    written.replace(directory / "gate")
+
+
+def wait_for(training: Training, path: Path, text: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not path.exists() or text not in path.read_text():
+        assert training.process.poll() is None, training.log.read_text()
+        assert time.monotonic() < deadline, training.log.read_text()
+        time.sleep(0.1)
+
+
+@pytest.mark.soak
+def test_elastic_training_goes_on_with_fewer_nodes_and_grows_back(nodes: Nodes, run_yaml: Path, unharmed: str) -> None:
+    """Held at a checkpoint while nodes go and come, so that no batch is computed twice by right."""
+    here = run_yaml.parent
+    (here / "pace.py").write_text(PACE)
+    open_gate(here, 2 * EVERY)
+    training = Training(nodes, run_yaml, "elastic", "resources.workers={min: 1, max: 2}", "plugins=[pace]")
+    known = training.directory / "train" / "checkpoint_manager_snapshot.json"
+    wait_for(training, known, f"checkpoint_{2 * EVERY:08d}")
+    nodes.order("kill")
+    try:
+        wait_for(training, training.log, "restart 1: training goes on with 1 worker from its latest checkpoint\n")
+        open_gate(here, 4 * EVERY)
+        wait_for(training, known, f"checkpoint_{4 * EVERY:08d}")
+    finally:
+        nodes.order("add")
+    wait_for(training, training.log, "restart 2: training goes on with 2 workers from its latest checkpoint\n")
+    open_gate(here, STEPS)
+    assert training.exit_code() == 0, training.log.read_text()
+    assert training.steps() == list(range(EVERY, STEPS + 1, EVERY))
+    check_each_row_once_an_epoch(here, load_prepared(str(training.directory)).train)
+    check_trained_alike(training.directory, here / "runs" / "unharmed")
+
+
+def check_each_row_once_an_epoch(directory: Path, index: DataIndex) -> None:
+    """Two processes have computed the first 12 batches, one the next 12, two others the last 6."""
+    lines = [
+        [json.loads(line) for line in path.read_text().splitlines()] for path in sorted(directory.glob("computed-*"))
+    ]
+    assert sorted((part[0][0], part[-1][0]) for part in lines) == [(0, 11), (0, 11), (12, 23), (24, 29), (24, 29)]
+    by_epoch: dict[int, list[int]] = {}
+    for batch, rows in (line for part in lines for line in part):
+        by_epoch.setdefault(batch // 3, []).extend(rows)
+    assert len(by_epoch) == STEPS // 3
+    every = sorted(row for fragment in range(len(index.fragments)) for row in index.fragment_rows(fragment))
+    for rows in by_epoch.values():
+        assert sorted(rows) == every
+
+
+def check_trained_alike(elastic: Path, unharmed: Path) -> None:
+    """Sums over other numbers of workers round otherwise, and that is all."""
+    ended, expected = (load_bundle(run / "bundles" / f"step_{STEPS:08d}") for run in (elastic, unharmed))
+    for name, weights in expected.tensors.items():
+        assert (ended.tensors[name] - weights).norm() <= 2e-5 * max(float(weights.norm()), 1.0), name
+    scored = Scorer(ended).score(pq.read_table(elastic.parents[1] / "data.parquet"))
+    assert scored.errors == {}
+    assert scored.predictions.num_rows == 32
+    losses = [
+        [json.loads(line)["train_loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (elastic, unharmed)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.soak
+def test_elastic_training_waits_for_its_fewest_workers_as_long_as_allowed(nodes: Nodes, run_yaml: Path) -> None:
+    """Ray Train itself would wait for ever."""
+    words = ("resources.workers={min: 2, max: 3}", "resources.start_timeout_seconds=20")
+    training = Training(nodes, run_yaml, "elastic-gone", *words)
+    training.wait_for_step(EVERY)
+    nodes.order("kill")
+    try:
+        assert training.exit_code() == 2, training.log.read_text()
+    finally:
+        nodes.order("add")
+    last = training.log.read_text().splitlines()[-1]
+    told = "dynamic-rnn: there must be room for 2 to 3 workers in the Ray cluster within 20 s, but there was none in "
+    assert last.startswith(told)
+
+
+@pytest.mark.soak
+def test_ctrl_c_ends_elastic_training_that_waits_for_nodes(nodes: Nodes, run_yaml: Path) -> None:
+    training = Training(nodes, run_yaml, "elastic-interrupted", "resources.workers={min: 2, max: 3}")
+    training.wait_for_step(EVERY)
+    nodes.order("kill")
+    try:
+        time.sleep(40)  # one start is tried with workers that are gone; then it waits for nodes
+        training.process.send_signal(signal.SIGINT)
+        assert training.process.wait(60) == 130, training.log.read_text()
+    finally:
+        nodes.order("add")
+    assert "stopped: the best bundle so far is " in training.log.read_text()

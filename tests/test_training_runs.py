@@ -208,3 +208,43 @@ def test_a_worker_killed_while_it_writes_a_checkpoint_changes_nothing(data: Path
         names = checkpoint_names(str(run / "train"))
         assert len(names) == 2
         assert all((run / "train" / name / "MANIFEST.json").exists() for name in names)
+
+
+# The same run again ---------------------------------------------------------------------------------------------------
+
+AGAIN = """
+import json, sys
+from pipelines.cluster import ray_session
+from pipelines.config import run_config
+from pipelines.train import train
+
+with ray_session(logical_cpus=4):
+    print(json.dumps([train(run_config(each, where="test")).fingerprint for each in json.loads(sys.argv[1])]))
+"""
+
+
+@pytest.mark.slow
+def test_two_fresh_runs_have_the_same_bits_and_another_seed_others(data: Path, tmp_path: Path) -> None:
+    """In processes of their own, with one worker and with two."""
+
+    def fingerprints(output: str, *runs: tuple[int, int]) -> list[str]:
+        settings = [
+            settings_of(data, tmp_path / output, f"of-{workers}-by-{seed}", {"workers": workers}, seed=seed)
+            for workers, seed in runs
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", AGAIN, json.dumps(settings)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found: list[str] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    first = fingerprints("first", (1, 1), (2, 1), (1, 2))
+    assert fingerprints("again", (1, 1), (2, 1)) == first[:2]
+    assert first[2] != first[0]

@@ -22,7 +22,7 @@ from model.checkpoint import load_bundle
 from model.errors import ConfigError, TrainingError
 from model.evaluation import table_metrics
 from model.metrics import results
-from model.plan import Plan
+from model.plan import DataIndex, Fragment, Plan
 from model.runs import resolve_bundle
 from pipelines import batching, ingest, worker
 from pipelines.config import RunConfig, load_run, run_config
@@ -274,6 +274,13 @@ def same(one: Any, other: Any) -> bool:
         ({"epochs": 9, "evaluate_every_steps": 3}, {}, ("epoch", [0.5, 1.5, 4.5])),
         ({"epochs": 9}, {"asha": {"grace_steps": 7}}, ("step", [7, 21])),
         ({"epochs": 1}, {}, None),
+        # Segments of 5 steps: three for the longest rows, two batches an epoch; one for those of the other four.
+        ({"epochs": 9, "unroll_steps": 5, "evaluate_every_steps": 5}, {}, ("epoch", [0.5, 1.5, 4.5])),
+        ({"epochs": 9, "unroll_steps": 5}, {"asha": {"grace_steps": 30}}, ("step", [30, 90])),
+        ({"steps": 90, "unroll_steps": 5}, {"asha": {"grace_reports": 2}}, ("step", [20, 60])),
+        ({"epochs": 9, "accumulate_batches": 2}, {"asha": {"grace_reports": 2}}, ("epoch", [2, 6])),
+        ({"epochs": 9, "accumulate_batches": 2}, {"asha": {"grace_steps": 7}}, ("step", [7, 21])),
+        ({"epochs": 9, "evaluate_every_steps": 3, "accumulate_batches": 2}, {}, ("epoch", [1, 3, 9])),
         ({"steps": 90, "evaluate_every_steps": 10}, {"asha": None}, None),
     ],
 )
@@ -286,7 +293,9 @@ def test_asha_decides_by_the_clock_of_the_budget(
 ) -> None:
     config = make_run(tmp_path, **({"steps": None, "evaluate_every_steps": None, "asha": {}} | tuning))
     config = config.model_copy(update={"train": config.train.model_copy(update=train)})
-    scheduler = asha(config, tune_config(config), 6)
+    lengths = np.repeat([13, 5], [12, 24])  # six batches of six rows, each of rows of one length
+    index = DataIndex((Fragment("rows", 0, 36),), lengths)
+    scheduler = asha(config, tune_config(config), index)
     if rungs is None:
         assert scheduler is None
         return

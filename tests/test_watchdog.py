@@ -179,8 +179,6 @@ def test_the_users_own_start_timeout_stays(monkeypatch: pytest.MonkeyPatch) -> N
     with start_timeout(225.0):
         assert os.environ[START_TIMEOUT] == "225"
     assert START_TIMEOUT not in os.environ
-    with start_timeout(None):
-        assert START_TIMEOUT not in os.environ
 
 
 @pytest.mark.parametrize(

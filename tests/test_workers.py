@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import ray
 
 from model.errors import ConfigError, ResourceError
 from model.rows import encode_rows
 from model.settings import build
+from pipelines.cluster import logical_cpus_for, preflight_workers
 from pipelines.config import ResourcesConfig
 from pipelines.machine import cpu_count
 from pipelines.workers import WorkerRange, room_for, settled
@@ -66,17 +68,38 @@ def test_workers_are_a_number_or_auto_or_a_range() -> None:
             resources(workers=wrong)
 
 
-def test_a_private_ray_has_room_for_all_workers_and_a_joined_one_for_the_fewest(
+def test_a_private_ray_has_cpus_for_all_workers_and_a_joined_one_for_the_fewest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
     elastic = resources(workers={"min": 2, "max": 5}).workers
     assert (room_for(elastic, 1, None), room_for(elastic, 1, "head:6379")) == (5, 2)
+    assert (room_for(elastic, 3, None), room_for(elastic, 3, "head:6379")) == (15, 6)
     assert (room_for("auto", 1, None), room_for("auto", 1, "head:6379")) == (cpu_count(), 1)
-    assert room_for("auto", 10**6, None) == 1
+    assert (room_for("auto", 10**6, None), room_for("auto", 4, "head:6379")) == (10**6, 4)
+    assert (room_for(2, 3, None), room_for(2, 3, "head:6379")) == (6, 6)
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert (room_for("auto", 1, None), room_for(elastic, 1, None), room_for(3, 1, None)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("cpus_each", [1, 2, 3, 5])
+@pytest.mark.parametrize("workers", [1, 3, "auto", {"min": 2, "max": 3}])
+def test_a_private_ray_is_never_too_small_for_its_own_run(
+    monkeypatch: pytest.MonkeyPatch, workers: Any, cpus_each: int
+) -> None:
+    """What the command starts Ray with is what the run then finds enough."""
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+    wanted = resources(workers=workers, cpus_per_worker=cpus_each)
+    cpus = logical_cpus_for(wanted.room)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus)})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": float(cpus)}}])
+    fewest, most = settled(wanted.workers, cpus_each, False)
+    preflight_workers(fewest, cpus_each, 0)
+    assert cpus >= most * cpus_each + 1
+    with pytest.raises(ResourceError):
+        preflight_workers(most + 2, cpus_each, 0)
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -88,6 +111,6 @@ def test_auto_leaves_ray_data_its_cpus() -> None:
     with pytest.raises(ResourceError) as raised:
         settled("auto", 5, False)
     assert str(raised.value) == (
-        "resources.workers auto needs 5 CPUs for a worker and 2 beside them, but the Ray cluster has 6; lower "
-        "resources.cpus_per_worker, or use a larger cluster"
+        "resources.workers auto needs 5 CPUs for a worker on one node and 2 beside them, but the Ray cluster has 6; "
+        "lower resources.cpus_per_worker, or use larger nodes"
     )

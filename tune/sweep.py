@@ -23,17 +23,19 @@ from model.errors import ResourceError, TrainingError
 from model.runs import RUN_YAML, point_to, pointed
 from model.settings import dump_yaml
 from model.storage import exists, join, make_directory, remove_tree, write_bytes
-from pipelines import ingest, worker
-from pipelines.cluster import preflight
+from pipelines import ingest
+from pipelines.cluster import preflight, preflight_workers
 from pipelines.config import RunConfig
 from pipelines.fit import fitted_data
+from pipelines.telemetry import telemetry_actor
 from pipelines.train import interruptible
 from tune.check import RAY_TRAIN, RAY_TUNE, TRIALS, check_sweep
 from tune.collect import collected
 from tune.config import TuneConfig
 from tune.following import following
 from tune.outcome import Trial, best_of, own_error
-from tune.points import best_run, trial_run
+from tune.points import best_run
+from tune.trial import SAID
 from tune.tuner import gpus_per_trial, settled, tuner
 
 BEST_YAML = "best.yaml"
@@ -69,11 +71,15 @@ def sweep(
     say = on_report or (lambda _: None)
     tuning = check_sweep(config, resume=resume)
     gpus = gpus_per_trial(config, tuning)
-    preflight(cpus=tuning.workers_per_trial * config.resources.cpus_per_worker, gpus=gpus)
+    check_room(config, tuning, gpus)
     prepared = prepare(config, resume=resume, on_scan=on_scan, say=say)
-    steps = worker.plans(trial_run(config, tuning, {}), prepared.train, None)[0].steps_per_epoch
-    with interruptible(), following(config.directory, tuning, say) as followed, settled(quiet=quiet):
-        results = tuner(config, tuning, steps_per_epoch=steps, gpus=gpus, resume=resume).fit()
+    with (
+        telemetry_actor(None, lambda told: say(told[SAID])) as telemetry,
+        interruptible(),
+        following(config.directory, tuning, say) as followed,
+        settled(quiet=quiet),
+    ):
+        results = tuner(config, tuning, index=prepared.train, gpus=gpus, telemetry=telemetry, resume=resume).fit()
     trials = collected(config, tuning, results, followed.ray_trials)
     kept = keep(config, tuning, trials)
     if any(trial.status in ("unfinished", "not started") for trial in trials):
@@ -82,6 +88,16 @@ def sweep(
     if kept is None:
         raise first_error(trials)
     return kept
+
+
+def check_room(config: RunConfig, tuning: TuneConfig, gpus: float) -> None:
+    """ResourceError where no trial would ever start. Workers of Ray Train's need room on nodes, and Ray Data a CPU."""
+    workers, resources = tuning.workers_per_trial, config.resources
+    cpus, seconds = resources.cpus_per_worker, resources.start_timeout_seconds
+    if workers == 1:
+        preflight(cpus, gpus, seconds)
+    else:
+        preflight_workers(workers, cpus, gpus / workers, wait_seconds=seconds)
 
 
 def prepare(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,22 +23,27 @@ from model.errors import DynamicRnnError, to_plain
 from model.storage import exists, join
 from pipelines import ingest, train, worker
 from pipelines.config import RunConfig, run_config
+from pipelines.pulse import Pulse
 from pipelines.reading import RowReader
+from pipelines.telemetry import Telemetry
+from pipelines.trainer import Trainer
+from pipelines.watchdog import watching
 from tune.check import RAY_TRAIN
 from tune.config import TuneConfig, tune_config
 from tune.points import Point, trial_run
 from tune.reading import direct_batches
 
-SCORE, FAILURE, LAST, METRICS = "score", "failure", "last", "metrics"
+SCORE, FAILURE, LAST, METRICS, SAID = "score", "failure", "last", "metrics", "said"
 WORST = 1e300  # not infinity: ASHA's percentiles would become NaN
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The sweep as its trials see it: plain values that travel to them."""
+    """The sweep as its trials see it: plain values that travel to them, and where to tell people something."""
 
     run: dict[str, Any]
     gpus: float
+    telemetry: Telemetry
 
     @property
     def config(self) -> RunConfig:
@@ -56,7 +61,7 @@ def run_trial(chosen: Mapping[str, Any], *, sweep: Sweep) -> None:
         if tuning.workers_per_trial == 1:
             train_here(config, tuning, run, settings, cuda=sweep.gpus > 0)
         else:
-            train_on_workers(config, tuning, run, settings, cuda=sweep.gpus > 0)
+            train_on_workers(sweep, tuning, run, settings)
     except DynamicRnnError as error:
         # As a value: raised, it would be tried again as if a machine had died.
         # Without `step`, which ASHA ranks by: a failed trial must not move the bar for the others.
@@ -144,38 +149,44 @@ def loaded(checkpoint: Any) -> tuple[Bundle, TrainingState] | None:
 # Several workers --------------------------------------------------------------------------------------------------
 
 
-def train_on_workers(config: RunConfig, tuning: TuneConfig, run: RunConfig, settings: Point, *, cuda: bool) -> None:
-    """Trains on workers of Ray Train's, whose reports go on to Ray Tune."""
-    storage, name = join(config.directory, RAY_TRAIN), ray.tune.get_context().get_trial_id()
-    trainer = ray.train.torch.TorchTrainer(
+def train_on_workers(sweep: Sweep, tuning: TuneConfig, run: RunConfig, settings: Point) -> None:
+    """Trains on workers of Ray Train's, whose reports go on to Ray Tune; one that hangs is named and replaced."""
+    directory = join(sweep.config.directory, RAY_TRAIN, ray.tune.get_context().get_trial_id())
+    workers, name = (tuning.workers_per_trial,) * 2, ray.tune.get_context().get_trial_name()
+    told = {"sweep": sweep.run, "settings": settings, "cuda": sweep.gpus > 0, "directory": directory}
+    with watching(run.resources, workers, lambda text: sweep.telemetry.report({SAID: f"{name}: {text}"})) as watchdog:
+        try:
+            trainer_of(tuning, run, {**told, "watch": watchdog.watch}).fit()
+        except ray.train.TrainingFailedError as error:
+            train.raise_recorded(directory)
+            watchdog.explain(error)
+            raise
+    train.raise_recorded(directory)
+
+
+def trainer_of(tuning: TuneConfig, run: RunConfig, given: dict[str, Any]) -> Trainer:
+    """Ray Train's part of a trial."""
+    storage, _, name = given["directory"].rpartition("/")
+    return Trainer(
         train_loop,
-        train_loop_config={
-            "sweep": config.model_dump(mode="json"),
-            "settings": settings,
-            "cuda": cuda,
-            "directory": join(storage, name),
-        },
+        start_seconds=run.resources.start_timeout_seconds,
+        train_loop_config=given,
+        torch_config=ray.train.torch.TorchConfig(timeout_s=given["watch"].collective_seconds),
         scaling_config=ray.train.ScalingConfig(
             num_workers=tuning.workers_per_trial,
-            use_gpu=cuda,
-            resources_per_worker={"CPU": run.resources.cpus_per_worker, "GPU": 1 if cuda else 0},
+            use_gpu=given["cuda"],
+            resources_per_worker={"CPU": run.resources.cpus_per_worker, "GPU": 1 if given["cuda"] else 0},
         ),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage,
             callbacks=[TuneReportCallback()],
-            failure_config=ray.train.FailureConfig(max_failures=run.resources.max_failures, controller_failure_limit=3),
+            failure_config=ray.train.FailureConfig(max_failures=run.resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="min"
             ),
         ),
     )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError:
-        train.raise_recorded(join(storage, name))
-        raise
-    train.raise_recorded(join(storage, name))
 
 
 def train_loop(given: dict[str, Any]) -> None:
@@ -183,13 +194,14 @@ def train_loop(given: dict[str, Any]) -> None:
     if exists(join(given["directory"], train.ERROR)):
         return
     try:
-        train_rank(given)
+        with given["watch"].pulse() as pulse:
+            train_rank(given, pulse)
     except DynamicRnnError as error:
         train.record_error(given["directory"], error)
         raise
 
 
-def train_rank(given: dict[str, Any]) -> None:
+def train_rank(given: dict[str, Any], pulse: Pulse) -> None:
     """As `pipelines.train` does, on the sweep's data with the trial's run."""
     import torch
 
@@ -202,27 +214,26 @@ def train_rank(given: dict[str, Any]) -> None:
     prepared = ingest.load_prepared(config.directory)
     reader = RowReader(prepared.columns, prepared.label)
     device = ray.train.torch.get_device() if given["cuda"] else torch.device("cpu")
-    worker.run(
-        job(
-            run,
-            given["settings"],
-            prepared,
-            batches=partial(train.rank_batches, reader, rank, world, run.plugins, device),
-            report=partial(report_to_train, tuning, rank),
-            reduce=train.sum_over_workers,
-            rank=rank,
-            world=world,
-            device=device,
-            resume=loaded(ray.train.get_checkpoint()),
-        )
+    made = job(
+        run,
+        given["settings"],
+        prepared,
+        batches=partial(train.rank_batches, reader, rank, world, run.plugins, device),
+        report=partial(report_to_train, tuning, rank, pulse.meet(ray.train.report)),
+        reduce=pulse.meet(train.sum_over_workers),
+        rank=rank,
+        world=world,
+        device=device,
+        resume=loaded(ray.train.get_checkpoint()),
     )
+    worker.run(replace(made, batches=pulse.over(made.batches, made.train)))
 
 
-def report_to_train(tuning: TuneConfig, rank: int, report: worker.Report) -> None:
+def report_to_train(tuning: TuneConfig, rank: int, meet: Callable[..., None], report: worker.Report) -> None:
     """Every rank comes here, equally often; rank 0's report and checkpoint count."""
     if rank != 0:
-        ray.train.report(outcome(tuning, report))
+        meet(outcome(tuning, report))
         return
     with tempfile.TemporaryDirectory() as temporary:
         save_bundle(temporary, report.bundle, report.training)
-        ray.train.report(outcome(tuning, report), checkpoint=ray.train.Checkpoint.from_directory(temporary))
+        meet(outcome(tuning, report), checkpoint=ray.train.Checkpoint.from_directory(temporary))

@@ -12,11 +12,16 @@ from typing import Any
 import ray
 import ray.tune
 
+from model.plan import DataIndex
+from model.segments import segment_count
 from model.storage import join, list_names
+from pipelines import worker
 from pipelines.cluster import SPARE_CPUS, available_gpus
 from pipelines.config import RunConfig
 from pipelines.machine import cpu_count
+from pipelines.telemetry import Telemetry
 from pipelines.train import gpus_for
+from pipelines.turns import epoch_steps
 from tune.check import RAY_TUNE
 from tune.config import DEFAULT_TRIALS, TuneConfig
 from tune.following import RemindedAsha, Reporter, directory_of
@@ -25,29 +30,36 @@ from tune.trial import SCORE, Sweep, run_trial
 
 _NESTED_CPUS = 0.01  # of a trial that only waits for its workers: a whole CPU each could leave none for them
 
+_CUTS = {
+    f"train.{name}"
+    for name in ("batch_sequences", "batch_padded_steps", "window_batches", "accumulate_batches", "unroll_steps")
+}  # what decides how many steps an epoch takes
+
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a box even when it is told to be silent
 }
 
 
-def tuner(config: RunConfig, tuning: TuneConfig, *, steps_per_epoch: int, gpus: float, resume: bool) -> Any:
+def tuner(
+    config: RunConfig, tuning: TuneConfig, *, index: DataIndex, gpus: float, telemetry: Telemetry, resume: bool
+) -> Any:
     """The Tuner of a new sweep, or of one that goes on."""
     directory = join(config.directory, RAY_TUNE)
     # A sweep may have been stopped before any trial was known to Ray Tune; there is nothing to restore then.
     if resume and any(name.startswith("experiment_state") for name in list_names(directory)):
         return ray.tune.Tuner.restore(
-            directory, trainable(config, tuning, gpus), resume_unfinished=True, resume_errored=True
+            directory, trainable(config, tuning, gpus, telemetry), resume_unfinished=True, resume_errored=True
         )
     searcher, space, count = search_of(config, tuning)
     return ray.tune.Tuner(
-        trainable(config, tuning, gpus),
+        trainable(config, tuning, gpus, telemetry),
         param_space={"point": space},
         tune_config=ray.tune.TuneConfig(
             metric=SCORE,
             mode="min",
             search_alg=searcher,
-            scheduler=asha(config, tuning, steps_per_epoch),
+            scheduler=asha(config, tuning, index),
             num_samples=count,
             max_concurrent_trials=at_a_time(config, tuning, gpus),
             # Safe: a trial leaves nothing behind in its process but imported modules.
@@ -68,12 +80,12 @@ def tuner(config: RunConfig, tuning: TuneConfig, *, steps_per_epoch: int, gpus: 
     )
 
 
-def trainable(config: RunConfig, tuning: TuneConfig, gpus: float) -> Any:
+def trainable(config: RunConfig, tuning: TuneConfig, gpus: float, telemetry: Telemetry) -> Any:
     """The function of a trial with what it holds."""
     held = {"cpu": _NESTED_CPUS, "gpu": 0.0}
     if tuning.workers_per_trial == 1:
         held = {"cpu": config.resources.cpus_per_worker, "gpu": gpus}
-    sweep = Sweep(config.model_dump(mode="json"), gpus)
+    sweep = Sweep(config.model_dump(mode="json"), gpus, telemetry)
     return ray.tune.with_resources(ray.tune.with_parameters(run_trial, sweep=sweep), held)
 
 
@@ -90,7 +102,7 @@ def search_of(config: RunConfig, tuning: TuneConfig) -> tuple[Any, Any, int]:
     return OptunaSearch(metric=SCORE, mode="min", seed=seed), space, tuning.trials or DEFAULT_TRIALS
 
 
-def asha(config: RunConfig, tuning: TuneConfig, steps_per_epoch: int) -> Any:
+def asha(config: RunConfig, tuning: TuneConfig, index: DataIndex) -> Any:
     """ASHA over our own clock, the one the budget counts in; None where no trial could be stopped early.
 
     Not over Ray Tune's `training_iteration`: that starts anew when a trial is resumed.
@@ -98,20 +110,41 @@ def asha(config: RunConfig, tuning: TuneConfig, steps_per_epoch: int) -> Any:
     if tuning.asha is None:
         return None
     train = trial_run(config, tuning, {}).train
-    every = train.evaluate_every_steps or steps_per_epoch
-    grace = tuning.asha.grace_steps or tuning.asha.grace_reports * every
-    total = train.total_steps(lambda epochs: steps_per_epoch * epochs)
     in_steps = train.steps is not None or tuning.asha.grace_steps is not None
-    if grace >= total:
+    grace = grace_of(config, tuning, index, in_steps=in_steps)
+    most = (train.steps or most_steps(config, tuning, index)) if in_steps else train.epochs or 1
+    if grace >= most:
         return None
     return RemindedAsha(
         time_attr="step" if in_steps else "epoch",
-        max_t=total if in_steps else total / steps_per_epoch,
+        max_t=most,
         # A hair less: 3 × (40 / 70) and 120 / 70 differ in their last bit.
-        grace_period=grace if in_steps else grace / steps_per_epoch * (1 - 1e-9),
+        grace_period=grace if in_steps else grace * (1 - 1e-9),
         reduction_factor=tuning.asha.reduction_factor,
         stop_last_trials=False,
     )
+
+
+def grace_of(config: RunConfig, tuning: TuneConfig, index: DataIndex, *, in_steps: bool) -> float:
+    """When a trial may be stopped first, in steps or in epochs."""
+    assert tuning.asha is not None, "only ASHA has a grace"
+    if tuning.asha.grace_steps is not None:
+        return tuning.asha.grace_steps
+    run, reports = trial_run(config, tuning, {}), tuning.asha.grace_reports
+    plan, every = worker.plans(run, index, None)[0], run.train.evaluate_every_steps
+    if every is not None:
+        return reports * every / (1 if in_steps else epoch_steps(plan, run.train))
+    return sum(epoch_steps(plan, run.train, epoch) for epoch in range(reports)) if in_steps else reports
+
+
+def most_steps(config: RunConfig, tuning: TuneConfig, index: DataIndex) -> int:
+    """What no trial's epochs take more steps than: ASHA stops those beyond it, and never comes to later milestones."""
+    train = trial_run(config, tuning, {}).train
+    longest, epochs = int(index.lengths.max(initial=1)), train.epochs or 1
+    if _CUTS & tuning.space.keys():
+        return epochs * index.rows * longest
+    plan = worker.plans(trial_run(config, tuning, {}), index, None)[0]
+    return train.total_steps(plan.first_step) * segment_count(longest, train.unroll_steps)
 
 
 def gpus_per_trial(config: RunConfig, tuning: TuneConfig) -> float:
