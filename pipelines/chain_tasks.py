@@ -10,20 +10,20 @@ Each file appears whole and is not written again: a run that was stopped goes on
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
 from model import row_transport
-from model.errors import DataError
+from model.errors import DataError, DecodeError
 from model.good_rows import encode_good_rows
 from model.registry import import_plugins
 from model.rows import EncodedRows, encode_rows
 from model.storage import exists, join, read_bytes
 from pipelines.appearing import parquet_output
-from pipelines.blocks import Block, read_slices
+from pipelines.blocks import Block, empty_slices, read_slices
 from pipelines.chain_index import KEY, ROW
 from pipelines.keys import key_columns, names_of, partitions_of, without_key
 from pipelines.prediction import ORDER, Chain, Prediction
@@ -70,17 +70,29 @@ class SplitTask:
         initial, block = item
         name = initial_file if initial else rows_file
         paths = [name(self.prediction, block.first_slice + slice_) for slice_ in range(block.slices)]
-        if all(exists(path) for path in paths):
-            return block.fragment.rows
-        part = self._part_states if initial else self._part_rows
-        columns = self._state_columns() if initial else self._row_columns()
-        for (number, table), path in zip(read_slices(block, columns), paths, strict=True):
-            if not exists(path):
-                part(table, block, number, path)
+        if not all(exists(path) for path in paths):
+            split = self._split_states if initial else self._split_rows
+            split(block, paths)
         return block.fragment.rows
 
-    def _state_columns(self) -> list[str]:
-        return [*self.chain.keys, *self.prediction.state_spec.names]
+    def _split_states(self, block: Block, paths: Sequence[str]) -> None:
+        """A damaged row group ends it: a key whose state is lost would begin anew, and nobody would see it."""
+        columns = [*self.chain.keys, *self.prediction.state_spec.names]
+        for (number, table), path in zip(read_slices(block, columns), paths, strict=True):
+            if not exists(path):
+                self._part_states(table, block, number, path)
+
+    def _split_rows(self, block: Block, paths: Sequence[str]) -> None:
+        columns = self._row_columns()
+        self.prediction.setting_aside.begin(block)
+        try:
+            for (number, table), path in zip(read_slices(block, columns), paths, strict=True):
+                if not exists(path):
+                    self._part_rows(table, block, number, path)
+        except DecodeError as error:
+            self.prediction.setting_aside.damaged(block, error)
+            for (number, table), path in zip(empty_slices(block, columns), paths, strict=True):
+                self._part_rows(table, block, number, path)  # in order: the last is there when all are
 
     def _row_columns(self) -> list[str]:
         order = [ORDER] if self.chain.ordered else []
@@ -147,8 +159,11 @@ class AssembleTask:
         self.slices = [np.array(json.loads(read_bytes(scored_marker(prediction, part))), int) for part in partitions]
 
     def __call__(self, block: Block) -> int:
+        keep = self.prediction.keep
+        damaged = self.prediction.setting_aside.is_damaged(block)
+        slices = empty_slices(block, keep) if damaged else read_slices(block, keep)
         with parquet_output(join(self.prediction.output, block.name), self.prediction.metadata) as output:
-            for number, table in read_slices(block, self.prediction.keep):
+            for number, table in slices:
                 output.write(self._assembled(table, number))
         return block.fragment.rows
 
