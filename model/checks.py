@@ -10,15 +10,15 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import Array, numbers
-from model.columns import Numeric, Weighted, source_of
+from model.arrow_lists import Array, is_list, numbers
+from model.columns import Numeric, Vocabulary, Weighted, source_of
 from model.config import ModelConfig
 from model.errors import DataError
 from model.fitting import FittedHashBucket, FittedWeighted, entry_to_row, fit_source
 from model.labels import FittedLabel, ProblemType, label_stats, refuse_null, text_values
 from model.merging import DataStats
 from model.rows import entries_of, iterate_leaves, iterate_sources, source_entries
-from model.stats import ColumnStats, matrix_of, numeric_stats, stats_of
+from model.stats import ColumnStats, keys_of, matrix_of, numeric_stats, stats_of
 
 
 def check_rows(table: pa.Table, config: ModelConfig, lengths: np.ndarray) -> None:
@@ -40,6 +40,8 @@ def checked_stats(
         try:
             if widths and source.name in widths and isinstance(source, Numeric):
                 matrix_of(entries, source.name, widths[source.name])
+            if isinstance(source, Vocabulary) and source.keys is not None:
+                _check_keys(source, entries)
             columns[key] = stats_of(source, entries, quantiles=source.name in quantiles)
             if isinstance(source, Numeric):
                 fit_source(source, columns[key]).encode(entries)
@@ -56,6 +58,23 @@ def checked_stats(
         declared_label(config).encode(table, lengths)
     unfitted_label(config).encode_weights(table, lengths)
     return DataStats(columns, _label_stats(entries, config))
+
+
+def _check_keys(source: Vocabulary, entries: Array) -> None:
+    """Refuses a column whose values can be none of the declared keys: neither by their type nor by any of them."""
+    found = entries.type.value_type if is_list(entries.type) else entries.type
+    if pa.types.is_null(found):
+        return
+    values, _ = keys_of(entries.slice(0, 0), source.name)
+    assert source.keys is not None, "only declared keys are checked"
+    if isinstance(source.keys[0], int) == pa.types.is_integer(values.type):
+        return
+    keys, wanted = ("integers", "text in quotes") if isinstance(source.keys[0], int) else ("strings", "whole numbers")
+    raise DataError(
+        f"must hold {keys} as the keys of its vocabulary do, such as {source.keys[0]!r}, but its type is {found}; "
+        f"declare the keys as {wanted}, or write the column as {keys}",
+        column=source.name,
+    )
 
 
 def _check_weights(table: pa.Table, config: ModelConfig) -> None:

@@ -4,6 +4,7 @@
     └── DynamicRnnError          exit code 2, one line, no traceback (unless --debug)
         ├── ConfigError          a setting: unknown key, value out of range, parts that do not fit
         ├── DataError            the data: names file, row and column
+        │   ├── DecodeError      a row group whose pages are damaged
         │   └── StateError       an RNN state that does not fit the model
         ├── CheckpointError      a bundle: missing, damaged, or built for another model
         ├── TrainingError        training cannot go on: the loss is not a number
@@ -67,6 +68,10 @@ def _rebuild_data_error(
     cls: type[DataError], problem: str, file: str | None, row: int | None, column: str | None
 ) -> DataError:
     return cls(problem, file=file, row=row, column=column)
+
+
+class DecodeError(DataError):
+    """A row group that cannot be decoded: its pages are damaged, or its bytes cannot be fetched."""
 
 
 class StateError(DataError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from model.drift import Agreement
-from model.errors import DataError
+from model.errors import DataError, DecodeError
 from model.filter_arrow import kept_row_groups
 from model.filters import Filter
 from model.partitions import Partitions, partitions_of
@@ -228,12 +228,16 @@ def _read(fragment: Fragment, columns: Sequence[str] | None) -> pa.Table:
         with pq.ParquetFile(inner, filesystem=filesystem) as reader:
             return reader.read_row_group(fragment.row_group, columns=columns, use_threads=False)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"row group {fragment.row_group} cannot be decoded ({first_line(error)}); write or remove the file",
-            file=fragment.file,
-        ) from error
+        raise not_decoded(fragment, first_line(error)) from error
     except _EXTENSION_FAULTS as error:
         raise _strange_extension(fragment.file) from error
+
+
+def not_decoded(fragment: Fragment, why: str) -> DecodeError:
+    """What to say of a row group whose pages give no rows."""
+    return DecodeError(
+        f"row group {fragment.row_group} cannot be decoded ({why}); write or remove the file", file=fragment.file
+    )
 
 
 def _strange_extension(file: str) -> DataError:

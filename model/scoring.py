@@ -6,7 +6,8 @@ B rows, T steps, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,15 +15,17 @@ import torch
 
 from model import heads
 from model.arrow_lists import offsets_of
-from model.batch import bounded, collate
+from model.batch import MAX_PADDED_STEPS, bounded, collate
 from model.checkpoint import Bundle, load_bundle
 from model.config import ModelConfig
 from model.errors import DataError
 from model.good_rows import encode_good_rows
 from model.labels import FittedLabel, ProblemType
-from model.rows import EncodedRows, FittedColumns, encode_rows
+from model.rows import EncodedRows, FittedColumns, concat, encode_rows
 from model.state import StateSpec
 from model.storage import PathLike
+
+STEADY_ROWS = 16  # processors multiply fewer rows than these by other kernels, which round in another way
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,19 @@ class Scorer:
     def _nothing(self) -> tuple[pa.Table, tuple[np.ndarray, ...]]:
         return self.to_arrow({}, np.zeros(0, np.int64)), self.state_spec.zeros(0)
 
-    def score_rows(self, rows: EncodedRows) -> tuple[pa.Table, tuple[np.ndarray, ...]]:
+    def score_rows(self, rows: EncodedRows, *, steady: bool = False) -> tuple[pa.Table, tuple[np.ndarray, ...]]:
         """Predictions and states of encoded rows, in their order.
 
-        They are sorted by length and cut into batches of bounded padding; then the results are put back.
+        They are sorted by length and cut into batches of bounded padding; then the results are put back. What is
+        `steady` has the same bits whichever rows it is computed with, on one processor, but for rows so long that 16
+        of them exceed a batch.
         """
         if not len(rows):
             return self._nothing()
         order = np.argsort(rows.lengths_B, kind="stable")
         in_order = bool((np.diff(order) > 0).all())
         rows = rows if in_order else rows.take(order)
-        parts = [self._forward(part) for part in bounded(rows)]
+        parts = [self._steady(part) for part in _alike(rows)] if steady else [self._forward(p) for p in bounded(rows)]
         predictions = self.to_arrow(
             {name: np.concatenate([values[name] for values, _ in parts]) for name in parts[0][0]}, rows.lengths_B
         )
@@ -97,6 +102,22 @@ class Scorer:
             return predictions, states
         back = np.argsort(order)
         return predictions.take(pa.array(back)), tuple(part[back] for part in states)
+
+    def _steady(self, rows: EncodedRows) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, ...]]:
+        """What `_forward` gives, computed beside rows that are thrown away.
+
+        With as many more of the longest length, no product has few rows; with one that has no step, cells whose
+        kernels differ for batches of one length take the other one.
+        """
+        if int(rows.lengths_B[-1]) * STEADY_ROWS > MAX_PADDED_STEPS:
+            return self._forward(rows)
+        last = len(rows) - 1
+        longest = rows.take(np.full(STEADY_ROWS, last))
+        one = rows.slice(last, last + 1)
+        empty = replace(one, lengths_B=np.zeros_like(one.lengths_B), sequence=rows.slice(0, 0).sequence)
+        predicted, state = self._forward(concat([rows, longest, empty]))
+        count = int(rows.lengths_B.sum()) if self.label.per_step else len(rows)
+        return {name: values[:count] for name, values in predicted.items()}, tuple(part[: len(rows)] for part in state)
 
     def _forward(self, rows: EncodedRows) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, ...]]:
         """Predictions, flat over the real steps (or one a row), and states [B, numel]."""
@@ -131,6 +152,13 @@ class Scorer:
             return pa.array(self.label.class_values).take(pa.array(np.zeros(0, int) if values is None else values))
         flat = pa.array(np.zeros(0, np.float32) if values is None else values.reshape(-1).astype(np.float32))
         return pa.FixedSizeListArray.from_arrays(flat, count) if name == "probabilities" else flat
+
+
+def _alike(rows: EncodedRows) -> Iterator[EncodedRows]:
+    """Rows (sorted by length) in parts of bounded padding; cells compute one step by other kernels than several."""
+    several = int(np.searchsorted(rows.lengths_B, 2))
+    for part in (rows.slice(0, several), rows.slice(several, len(rows))):
+        yield from bounded(part)
 
 
 def prediction_names(label: FittedLabel, *, probabilities: bool) -> tuple[str, ...]:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.errors import DataError
-from model.parquet import first_line
+from model.parquet import columns_in_file, first_line, not_decoded
 from model.plan import Fragment
 from model.storage import resolve, stem
 
@@ -124,7 +123,7 @@ def output_name(fragment: Fragment) -> str:
 
 
 def read_slices(block: Block, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    """(number, table) of each slice of a block. DataError when the pages cannot be decoded."""
+    """(number, table) of each slice of a block. DecodeError, after some slices, where the pages cannot be decoded."""
     number, held, rows = block.first_slice, [], 0
     for table in _pieces(block, columns):
         held.append(table)
@@ -136,6 +135,17 @@ def read_slices(block: Block, columns: Sequence[str]) -> Iterator[tuple[int, pa.
             held, rows, number = [whole.slice(wanted)], rows - wanted, number + 1
             if number == block.first_slice + block.slices:
                 return
+    raise not_decoded(block.fragment, f"its pages hold fewer rows than the {block.fragment.rows} of the footer")
+
+
+def empty_slices(block: Block, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+    """What `read_slices` yields, without rows: of a block whose pages are damaged there is only the footer."""
+    filesystem, inner = resolve(block.fragment.file)
+    schema = pq.read_schema(inner, filesystem=filesystem)
+    names = list(dict.fromkeys(columns))
+    table = schema.empty_table().select(columns_in_file(block.fragment, names))
+    for number in range(block.first_slice, block.first_slice + block.slices):
+        yield number, _completed(table, block.fragment, names)
 
 
 def schemas_of(fragments: Sequence[Fragment], footers: Mapping[str, Footer]) -> dict[str, pa.Schema]:
@@ -162,7 +172,7 @@ def _pieces(block: Block, columns: Sequence[str]) -> Iterator[pa.Table]:
     fragment = block.fragment
     filesystem, inner = resolve(fragment.file)
     names = list(dict.fromkeys(columns))
-    stored = [name for name in names if name not in fragment.absent and name not in dict(fragment.partitions)]
+    stored = columns_in_file(fragment, names)
     try:
         with pq.ParquetFile(inner, filesystem=filesystem, buffer_size=STREAM_BYTES) as reader:
             for batch in reader.iter_batches(
@@ -170,7 +180,4 @@ def _pieces(block: Block, columns: Sequence[str]) -> Iterator[pa.Table]:
             ):
                 yield _completed(pa.table(batch), fragment, names)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"row group {fragment.row_group} cannot be decoded ({first_line(error)}); write or remove the file",
-            file=fragment.file,
-        ) from error
+        raise not_decoded(fragment, first_line(error)) from error

@@ -43,9 +43,9 @@ class Index:
         return cls(
             blocks=blocks,
             slice_R=np.repeat([number for number, _ in tables], rows).astype(np.int64),
-            place_R=_joined([np.arange(count) for count in rows]),
-            row_R=_joined([table.column(ROW).to_numpy() for table in batches]),
-            order_R=_joined([_order(table) for table in batches]),
+            place_R=joined([np.arange(count) for count in rows]),
+            row_R=joined([table.column(ROW).to_numpy() for table in batches]),
+            order_R=joined([_order(table) for table in batches]),
             keys={name: _key(batches, name, kind) for name, kind in types.items()},
         )
 
@@ -59,7 +59,8 @@ class Index:
         return block.fragment.file, block.row_in_file(number, int(self.row_R[row]))
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
+def joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Whole numbers of all parts, of which there may be none."""
     return np.concatenate([np.zeros(0, np.int64), *parts])
 
 

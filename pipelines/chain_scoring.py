@@ -11,14 +11,16 @@ R rows of the partition, N rows of a chunk, E entities (distinct keys).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from model import row_transport
+from model.arrow_lists import Array
 from model.registry import import_plugins
 from model.rows import EncodedRows, concat
 from model.storage import exists, write_bytes
@@ -28,6 +30,9 @@ from pipelines.chain_index import KEY, ROW, Entities, Index, refuse_ties, rounds
 from pipelines.chain_tasks import initial_file, result_schema, rows_file, scored_file, scored_marker
 from pipelines.prediction import ORDER, Chain, Prediction
 from pipelines.shuffle import batch_file, one_batch, read_batch
+
+if TYPE_CHECKING:
+    from model.scoring import Scorer
 
 STATE_ROWS = 1 << 16  # of a row group in the files of states
 States = tuple[np.ndarray, ...]  # float32 [E, numel] or [N, numel] a component
@@ -49,35 +54,25 @@ class ChainScorer:
         done = exists(self.chain.states_file(partition))
         if done and (self.chain.states_only or exists(scored_marker(self.prediction, partition))):
             return partition
-        initial, state = self._initial(partition)
+        initial, state = initial_states(self.prediction, partition)
         index = self._index(partition)
         entities = Entities.of(initial, index)
         if self.chain.ordered:
             refuse_ties(index, entities.entity_R)
-        state = tuple(_longer(part, len(entities)) for part in state)
+        state = longer(state, len(entities))
         results = self._results(partition, index, entities.entity_R, state)
         if self.chain.states_only:
             for _ in results:
                 pass  # its effect on `state` is all that is wanted
         else:
             self._write_results(partition, results)
-        self._write_states(partition, entities, state)
+        write_states(self.prediction, self.chain.states_file(partition), entities.keys, state)
         return partition
-
-    def _initial(self, partition: int) -> tuple[Index, States]:
-        """The initial states of the partition's keys and whose they are."""
-        spec, blocks = self.prediction.state_spec, self.chain.state_blocks
-        tables = [(n, read_batch(initial_file(self.prediction, n), partition)) for n in _slices(blocks)]
-        if not tables:
-            return Index.of([], blocks, self.chain.keys), spec.zeros(0)
-        state = spec.from_arrow(pa.concat_tables([table.select(spec.names) for _, table in tables]))
-        assert state is not None, "files of initial states have all components"
-        return Index.of(tables, blocks, self.chain.keys), state
 
     def _index(self, partition: int) -> Index:
         columns = [ROW, *(f"{KEY}{name}" for name in self.chain.keys), *([ORDER] if self.chain.ordered else [])]
         blocks = self.prediction.blocks
-        tables = [(n, read_batch(rows_file(self.prediction, n), partition, columns)) for n in _slices(blocks)]
+        tables = [(n, read_batch(rows_file(self.prediction, n), partition, columns)) for n in slices_of(blocks)]
         return Index.of(tables, blocks, self.chain.keys)
 
     def _results(
@@ -89,29 +84,10 @@ class ChainScorer:
         for start in range(0, len(order), self.chain.chunk_rows):
             rows_N = order[start : start + self.chain.chunk_rows]
             encoded = self._gather(partition, index, rows_N)
-            results = self._advance(encoded, round_R[rows_N], entity_R[rows_N], state)
+            results = advance(self.scorer, encoded, round_R[rows_N], entity_R[rows_N], state)
             results = results.append_column(ROW, pa.array(index.row_R[rows_N])).combine_chunks()
             for number in np.unique(index.slice_R[rows_N]):
                 yield int(number), results.filter(pa.array(index.slice_R[rows_N] == number))
-
-    def _advance(self, rows: EncodedRows, round_N: np.ndarray, entity_N: np.ndarray, state: States) -> pa.Table:
-        """Predictions and the state after each row; rows stand in the order of their rounds."""
-        bounds = [0, *(np.flatnonzero(np.diff(round_N)) + 1), len(rows)]
-        tables, after = [], []
-        for first, last in pairwise(bounds):
-            entities = entity_N[first:last]
-            given = replace(rows.slice(first, last), state=tuple(part[entities] for part in state))
-            predictions, states = self.scorer.score_rows(given)
-            for part, values in zip(state, states, strict=True):
-                part[entities] = values
-            tables.append(predictions)
-            after.append(states)
-        spec = self.prediction.state_spec
-        columns = spec.to_arrow([np.concatenate(parts) for parts in zip(*after, strict=True)])
-        table = pa.concat_tables(tables)
-        for field, column in zip(spec.arrow_fields(), columns, strict=True):
-            table = table.append_column(field, column)
-        return table
 
     def _gather(self, partition: int, index: Index, rows_N: np.ndarray) -> EncodedRows:
         """Encoded rows of the partition in the order of `rows_N`; each slice's batch is read once."""
@@ -135,23 +111,56 @@ class ChainScorer:
                 slices.append(number)
         write_bytes(scored_marker(self.prediction, partition), json.dumps(slices).encode())
 
-    def _write_states(self, partition: int, entities: Entities, state: States) -> None:
-        """The final states of all entities: those that went on today, and those that did not."""
-        spec = self.prediction.state_spec
-        keys = pa.table(entities.keys)
-        with parquet_output(self.chain.states_file(partition), self.prediction.metadata) as output:
-            for start in range(0, max(len(entities), 1), STATE_ROWS):
-                table = keys.slice(start, STATE_ROWS)
-                columns = spec.to_arrow([part[start : start + STATE_ROWS] for part in state])
-                for field, column in zip(spec.arrow_fields(), columns, strict=True):
-                    table = table.append_column(field, column)
-                output.write(table)
+
+def advance(scorer: Scorer, rows: EncodedRows, round_N: np.ndarray, entity_N: np.ndarray, state: States) -> pa.Table:
+    """Predictions and the state after each row; rows stand in the order of their rounds. `state` goes on in place."""
+    bounds = [0, *(np.flatnonzero(np.diff(round_N)) + 1), len(rows)]
+    tables, after = [], []
+    for first, last in pairwise(bounds):
+        entities = entity_N[first:last]
+        given = replace(rows.slice(first, last), state=tuple(part[entities] for part in state))
+        predictions, states = scorer.score_rows(given, steady=True)
+        for part, values in zip(state, states, strict=True):
+            part[entities] = values
+        tables.append(predictions)
+        after.append(states)
+    return with_states(pa.concat_tables(tables), scorer, [np.concatenate(parts) for parts in zip(*after, strict=True)])
 
 
-def _slices(blocks: Sequence[Block]) -> range:
+def with_states(table: pa.Table, scorer: Scorer | Prediction, state: Sequence[np.ndarray]) -> pa.Table:
+    """The table with a state for each of its rows."""
+    spec = scorer.state_spec
+    for field, column in zip(spec.arrow_fields(), spec.to_arrow(state), strict=True):
+        table = table.append_column(field, column)
+    return table
+
+
+def initial_states(prediction: Prediction, partition: int) -> tuple[Index, States]:
+    """The initial states of a partition's keys and whose they are."""
+    assert prediction.chain is not None
+    spec, blocks, types = prediction.state_spec, prediction.chain.state_blocks, prediction.chain.keys
+    tables = [(n, read_batch(initial_file(prediction, n), partition)) for n in slices_of(blocks)]
+    if not tables:
+        return Index.of([], blocks, types), spec.zeros(0)
+    state = spec.from_arrow(pa.concat_tables([table.select(spec.names) for _, table in tables]))
+    assert state is not None, "files of initial states have all components"
+    return Index.of(tables, blocks, types), state
+
+
+def write_states(prediction: Prediction, path: str, keys: Mapping[str, Array], state: States) -> None:
+    """A file of final states, one a key."""
+    table = pa.table(dict(keys))
+    with parquet_output(path, prediction.metadata) as output:
+        for start in range(0, max(table.num_rows, 1), STATE_ROWS):
+            part = [component[start : start + STATE_ROWS] for component in state]
+            output.write(with_states(table.slice(start, STATE_ROWS), prediction, part))
+
+
+def slices_of(blocks: Sequence[Block]) -> range:
+    """The numbers of the slices of all blocks."""
     return range(blocks[-1].first_slice + blocks[-1].slices if blocks else 0)
 
 
-def _longer(state: np.ndarray, rows: int) -> np.ndarray:
-    """A copy with zero states behind."""
-    return np.concatenate([state, np.zeros((rows - len(state), state.shape[1]), np.float32)])
+def longer(state: States, rows: int) -> States:
+    """Copies with zero states behind, `rows` in all."""
+    return tuple(np.concatenate([part, np.zeros((rows - len(part), part.shape[1]), np.float32)]) for part in state)

@@ -10,22 +10,23 @@ Each file appears whole and is not written again: a run that was stopped goes on
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
 from model import row_transport
-from model.errors import DataError
+from model.arrow_lists import Array
+from model.errors import DataError, DecodeError
 from model.good_rows import encode_good_rows
 from model.registry import import_plugins
 from model.rows import EncodedRows, encode_rows
 from model.storage import exists, join, read_bytes
 from pipelines.appearing import parquet_output
-from pipelines.blocks import Block, read_slices
+from pipelines.blocks import Block, empty_slices, read_slices
 from pipelines.chain_index import KEY, ROW
-from pipelines.keys import key_columns, names_of, partitions_of, without_key
+from pipelines.keys import hashes_of, key_columns, names_of, partitions_of, without_key
 from pipelines.prediction import ORDER, Chain, Prediction
 from pipelines.shuffle import metadata_of, read_batch, write_partitions
 
@@ -70,55 +71,40 @@ class SplitTask:
         initial, block = item
         name = initial_file if initial else rows_file
         paths = [name(self.prediction, block.first_slice + slice_) for slice_ in range(block.slices)]
-        if all(exists(path) for path in paths):
-            return block.fragment.rows
-        part = self._part_states if initial else self._part_rows
-        columns = self._state_columns() if initial else self._row_columns()
-        for (number, table), path in zip(read_slices(block, columns), paths, strict=True):
-            if not exists(path):
-                part(table, block, number, path)
+        if not all(exists(path) for path in paths):
+            split = self._split_states if initial else self._split_rows
+            split(block, paths)
         return block.fragment.rows
 
-    def _state_columns(self) -> list[str]:
-        return [*self.chain.keys, *self.prediction.state_spec.names]
+    def _split_states(self, block: Block, paths: Sequence[str]) -> None:
+        """A damaged row group ends it: a key whose state is lost would begin anew, and nobody would see it."""
+        columns = [*self.chain.keys, *self.prediction.state_spec.names]
+        for (number, table), path in zip(read_slices(block, columns), paths, strict=True):
+            if not exists(path):
+                self._part_states(table, block, number, path)
 
-    def _row_columns(self) -> list[str]:
-        order = [ORDER] if self.chain.ordered else []
-        kept = self.prediction.keep if self.prediction.setting_aside.on_bad_rows == "skip" else ()
-        return [*self.prediction.inputs, *self.chain.keys, *order, *kept]
+    def _split_rows(self, block: Block, paths: Sequence[str]) -> None:
+        columns = row_columns(self.prediction)
+        self.prediction.setting_aside.begin(block)
+        try:
+            for (number, table), path in zip(read_slices(block, columns), paths, strict=True):
+                if not exists(path):
+                    self._part_rows(table, block, number, path)
+        except DecodeError as error:
+            self.prediction.setting_aside.damaged(block, error)
+            for (number, table), path in zip(empty_slices(block, columns), paths, strict=True):
+                self._part_rows(table, block, number, path)  # in order: the last is there when all are
 
     def _part_rows(self, table: pa.Table, block: Block, number: int, path: str) -> None:
-        keys = key_columns(table, self.chain.keys)
-        rows, errors = self._encoded(table)
-        errors |= without_key(keys) | self._without_order(table)
-        self.prediction.setting_aside(table, errors, block, number)
-        good = np.delete(np.arange(table.num_rows), list(errors))
-        rows = rows.take(np.searchsorted(rows.rows_B, good))
+        rows, keys = keyed_rows(self.prediction, table, block, number)
         encoded = row_transport.to_arrow(rows)
-        names = {name: array.take(pa.array(good)) for name, array in keys.items()}
-        for name, array in names.items():
+        for name, array in keys.items():
             encoded = encoded.append_column(f"{KEY}{name}", array)
         if self.chain.ordered:
-            encoded = encoded.append_column(ORDER, table.column(ORDER).take(pa.array(good)).cast(pa.int64()))
-        encoded = encoded.replace_schema_metadata({**encoded.schema.metadata, GOOD: str(len(good))})
-        write_partitions(path, encoded, partitions_of(names_of(names), self.chain.partitions), self.chain.partitions)
-
-    def _encoded(self, table: pa.Table) -> tuple[EncodedRows, dict[int, DataError]]:
-        """The good rows, each with its place, and the errors of the others."""
-
-        def encode(part: pa.Table) -> EncodedRows:
-            return encode_rows(part, self.prediction.columns)
-
-        rows, places, errors = encode_good_rows(table, encode)
-        if rows is None:
-            rows = encode(table.slice(0, 0))
-        return replace(rows, rows_B=places), dict(errors)
-
-    def _without_order(self, table: pa.Table) -> dict[int, DataError]:
-        if not self.chain.ordered:
-            return {}
-        rows = np.flatnonzero(table.column(ORDER).is_null().to_numpy())
-        return {int(row): DataError("must not be null", row=int(row), column=ORDER) for row in rows}
+            encoded = encoded.append_column(ORDER, table.column(ORDER).take(pa.array(rows.rows_B)).cast(pa.int64()))
+        encoded = encoded.replace_schema_metadata({**encoded.schema.metadata, GOOD: str(len(rows))})
+        partition_B = partitions_of(hashes_of(names_of(keys)), self.chain.partitions)
+        write_partitions(path, encoded, partition_B, self.chain.partitions)
 
     def _part_states(self, table: pa.Table, block: Block, number: int, path: str) -> None:
         spec = self.prediction.state_spec
@@ -133,8 +119,40 @@ class SplitTask:
         columns = {f"{KEY}{name}": array for name, array in keys.items()}
         columns |= dict(zip(spec.names, spec.to_arrow(states), strict=True))
         columns[ROW] = pa.array(np.arange(table.num_rows))
-        partition_B = partitions_of(names_of(keys), self.chain.partitions)
+        partition_B = partitions_of(hashes_of(names_of(keys)), self.chain.partitions)
         write_partitions(path, pa.table(columns), partition_B, self.chain.partitions)
+
+
+def row_columns(prediction: Prediction) -> list[str]:
+    """The columns that `keyed_rows` needs of the data."""
+    assert prediction.chain is not None
+    order = [ORDER] if prediction.chain.ordered else []
+    kept = prediction.keep if prediction.setting_aside.on_bad_rows == "skip" else ()
+    return [*prediction.inputs, *prediction.chain.keys, *order, *kept]
+
+
+def keyed_rows(
+    prediction: Prediction, table: pa.Table, block: Block, number: int
+) -> tuple[EncodedRows, dict[str, Array]]:
+    """The good rows of slice `number`, each with its place in it, and their keys; the others are set aside."""
+    assert prediction.chain is not None
+
+    def encode(part: pa.Table) -> EncodedRows:
+        return encode_rows(part, prediction.columns)
+
+    keys = key_columns(table, prediction.chain.keys)
+    encoded, places, errors = encode_good_rows(table, encode)
+    errors |= without_key(keys) | (_without_order(table) if prediction.chain.ordered else {})
+    prediction.setting_aside(table, errors, block, number)
+    good = np.delete(np.arange(table.num_rows), list(errors))
+    rows = replace(encode(table.slice(0, 0)) if encoded is None else encoded, rows_B=places)
+    taken = {name: array.take(pa.array(good)) for name, array in keys.items()}
+    return rows.take(np.searchsorted(places, good)), taken
+
+
+def _without_order(table: pa.Table) -> dict[int, DataError]:
+    rows = np.flatnonzero(table.column(ORDER).is_null().to_numpy())
+    return {int(row): DataError("must not be null", row=int(row), column=ORDER) for row in rows}
 
 
 class AssembleTask:
@@ -147,8 +165,11 @@ class AssembleTask:
         self.slices = [np.array(json.loads(read_bytes(scored_marker(prediction, part))), int) for part in partitions]
 
     def __call__(self, block: Block) -> int:
+        keep = self.prediction.keep
+        damaged = self.prediction.setting_aside.is_damaged(block)
+        slices = empty_slices(block, keep) if damaged else read_slices(block, keep)
         with parquet_output(join(self.prediction.output, block.name), self.prediction.metadata) as output:
-            for number, table in read_slices(block, self.prediction.keep):
+            for number, table in slices:
                 output.write(self._assembled(table, number))
         return block.fragment.rows
 

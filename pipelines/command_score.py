@@ -139,7 +139,7 @@ def show_prediction(console: Console, prediction: Any) -> Any:
     from pipelines.setting_aside import told_set_aside
 
     with console.counting("predicting") as progress:
-        result = run_prediction(prediction, progress)
+        result = run_prediction(prediction, progress, console.note)
     if result.quarantine is not None:
         for line in told_set_aside(result.quarantine, TOLD_BAD_ROWS):
             console.note(f"bad row: {line}")

@@ -99,9 +99,14 @@ def shown(columns: Mapping[str, Array], row: int) -> str:
     return ", ".join(f"{name} {array[row].as_py()!r}" for name, array in columns.items())
 
 
-def partitions_of(names: Array, count: int) -> np.ndarray:
-    """The partition of each name, int64: a stable hash, so that equal names meet whoever computes it."""
+def hashes_of(names: Array) -> np.ndarray:
+    """A stable hash of each name, uint64: equal names have equal ones, whoever computes them."""
     import pandas as pd  # takes a while to load, and only chained rows need it
 
-    hashes = pd.util.hash_array(names.to_numpy(zero_copy_only=False), categorize=False)
+    hashes: np.ndarray = pd.util.hash_array(names.to_numpy(zero_copy_only=False), categorize=False)
+    return hashes
+
+
+def partitions_of(hashes: np.ndarray, count: int) -> np.ndarray:
+    """The partition of each hash, int64."""
     return (hashes % np.uint64(count)).astype(np.int64)

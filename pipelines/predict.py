@@ -6,23 +6,22 @@ is finished is skipped. Nothing of the data passes through the driver, and no ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from model.parquet import read_footer
-from model.storage import exists, join, remove_tree
+from model.storage import exists, join
 from pipelines.appearing import remove_partial
-from pipelines.blocks import Block
-from pipelines.chain_scoring import ChainScorer
-from pipelines.chain_tasks import AssembleTask, SplitTask
+from pipelines.chain_run import run_chain, states_files
 from pipelines.claims import claim
+from pipelines.passes import Passes, Progress
 from pipelines.predict_plan import plan_prediction
 from pipelines.predict_rows import RowPredictor
-from pipelines.prediction import Chain, Choices, Prediction
+from pipelines.prediction import Choices, Prediction
 from pipelines.setting_aside import OnBadRows, count_set_aside
 
-Progress = Callable[[int, int], None]
+_log = logging.getLogger("dynamic_rnn")
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ def predict(
     states_only: bool = False,
     on_bad_rows: OnBadRows = "error",
     progress: Progress | None = None,
+    tell: Callable[[str], None] = _log.info,
 ) -> PredictResult:
     """Scores all rows under `data` into Parquet files in the directory `output`.
 
@@ -64,7 +64,8 @@ def predict(
     chained, in the order of `sequence_index` where the data have it, else as they lie in the files; the first goes on
     from the key's state under `state_from`. The states of all keys, those of `state_from` that have no row included,
     are written to `states_to` (default: `_states` in `output`), one row a key; `states_only` writes nothing but them,
-    into `output`. With `on_bad_rows="skip"` bad rows are set aside in `_quarantine` in `output`.
+    into `output`. With `on_bad_rows="skip"` bad rows are set aside in `_quarantine` in `output`. `tell` hears whether
+    rows had to be brought to those of their key.
 
     ConfigError when choices do not fit or `output` holds something else; DataError names file, row and column.
     """
@@ -78,10 +79,12 @@ def predict(
         states_only=states_only,
         on_bad_rows=on_bad_rows,
     )
-    return run_prediction(plan_prediction(bundle, data, output, choices), progress)
+    return run_prediction(plan_prediction(bundle, data, output, choices), progress, tell)
 
 
-def run_prediction(prediction: Prediction, progress: Progress | None = None) -> PredictResult:
+def run_prediction(
+    prediction: Prediction, progress: Progress | None = None, tell: Callable[[str], None] = _log.info
+) -> PredictResult:
     """Does what was planned, on the Ray that this process uses."""
     directories = {prediction.output, prediction.output if prediction.chain is None else prediction.chain.states}
     for directory in sorted(directories):
@@ -90,48 +93,18 @@ def run_prediction(prediction: Prediction, progress: Progress | None = None) -> 
     blocks = () if prediction.chain is not None and prediction.chain.states_only else prediction.blocks
     todo = [block for block in blocks if not exists(join(prediction.output, block.name))]
     if prediction.chain is None:
-        _run_rows(prediction, todo, progress)
+        passes = Passes(progress, total=len(prediction.blocks), done=len(prediction.blocks) - len(todo))
+        passes.run(RowPredictor, (prediction,), todo)
     else:
-        _run_chain(prediction, prediction.chain, todo, progress)
+        run_chain(prediction, prediction.chain, todo, progress, tell)
     return _result(prediction, len(blocks), len(blocks) - len(todo))
-
-
-def _run_rows(prediction: Prediction, todo: Sequence[Block], progress: Progress | None) -> None:
-    from pipelines.fragments import over_items  # imports Ray, whose environment must be set before
-
-    done = len(prediction.blocks) - len(todo)
-    _count(over_items(RowPredictor, (prediction,), todo), progress, done, len(prediction.blocks))
-
-
-def _run_chain(prediction: Prediction, chain: Chain, todo: Sequence[Block], progress: Progress | None) -> None:
-    """Rows to those of their key, keys from state to state, results back to where rows were: three passes."""
-    from pipelines.fragments import over_items
-
-    partitions = range(chain.partitions)
-    if todo or not all(exists(chain.states_file(partition)) for partition in partitions):
-        remove_partial(prediction.work)
-        parts = [(False, block) for block in prediction.blocks] + [(True, block) for block in chain.state_blocks]
-        total = len(parts) + len(partitions) + len(todo)
-        done = _count(over_items(SplitTask, (prediction,), parts, scoring=False), progress, 0, total)
-        done = _count(over_items(ChainScorer, (prediction,), partitions), progress, done, total)
-        _count(over_items(AssembleTask, (prediction,), todo, scoring=False), progress, done, total)
-    remove_tree(prediction.work)
-
-
-def _count(results: Iterator[Any], progress: Progress | None, done: int, total: int) -> int:
-    """Exhausts a pass, telling of each item; the number of items done so far."""
-    for _ in results:
-        done += 1
-        if progress is not None:
-            progress(done, total)
-    return done
 
 
 def _result(prediction: Prediction, files: int, skipped: int) -> PredictResult:
     quarantine = prediction.setting_aside.directory
     bad = count_set_aside(quarantine)
     chain = prediction.chain
-    states = [] if chain is None else [chain.states_file(partition) for partition in range(chain.partitions)]
+    states = [] if chain is None else states_files(prediction, chain)
     return PredictResult(
         directory=prediction.output,
         files=files,

@@ -21,6 +21,7 @@ from model.scan import optional_columns
 from model.storage import absolute, join
 from pipelines import blocks as cutting
 from pipelines.blocks import Block, Footer, cut, read_footers, schemas_of
+from pipelines.chain_keys import MOST_LOCAL_ROWS, OPEN_BYTES
 from pipelines.claims import Claim, check_claim, digest_of
 from pipelines.keys import key_types
 from pipelines.prediction import ORDER, Chain, Choices, Prediction
@@ -55,7 +56,7 @@ def plan_prediction(bundle: str, data: str, output: str, choices: Choices) -> Pr
     chain, states_digest = plan_chain(choices, scorer, target, blocks, schemas) if choices.key else (None, None)
     claim = claim_of(choices, scorer, data, footers, keep) | {
         "content of the initial states": states_digest,
-        "way of cutting": [sum(block.slices for block in blocks), 1 if chain is None else chain.partitions],
+        "way of cutting": [sum(block.slices for block in blocks), *(() if chain is None else _chaining(chain))],
     }
     check_claim(target, claim)
     if chain is not None:
@@ -142,6 +143,11 @@ def plan_chain(
         chunk_rows=max(1, int(PARTITION_BYTES / (bytes_of(blocks) / sum(block.fragment.rows for block in blocks)))),
     )
     return chain, given.digest
+
+
+def _chaining(chain: Chain) -> tuple[int, ...]:
+    """What decides how chained rows are parted, and whether they are."""
+    return chain.partitions, MOST_LOCAL_ROWS, OPEN_BYTES
 
 
 def is_ordered(schemas: Mapping[str, pa.Schema]) -> bool:

@@ -5,15 +5,17 @@ Knows no Ray; loads torch when it is made.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from model.errors import DecodeError
 from model.parquet import read_footer
 from model.registry import import_plugins
 from model.storage import join
 from pipelines.appearing import parquet_output
-from pipelines.blocks import Block, read_slices
+from pipelines.blocks import Block, empty_slices, read_slices
 from pipelines.setting_aside import good_rows
 
 if TYPE_CHECKING:
@@ -35,10 +37,18 @@ class RowPredictor:
         available = read_footer(block.fragment.file).schema.to_arrow_schema().names
         states = [name for name in self.scorer.state_spec.names if name in available]
         names = [*self.scorer.input_schema.names, *prediction.keep, *states]
-        with parquet_output(join(prediction.output, block.name), prediction.metadata) as output:
-            for number, table in read_slices(block, names):
-                output.write(self._scored(table, block, number))
+        prediction.setting_aside.begin(block)
+        try:
+            self._write(block, read_slices(block, names))
+        except DecodeError as error:
+            prediction.setting_aside.damaged(block, error)
+            self._write(block, empty_slices(block, names))
         return block.fragment.rows
+
+    def _write(self, block: Block, slices: Iterator[tuple[int, pa.Table]]) -> None:
+        with parquet_output(join(self.prediction.output, block.name), self.prediction.metadata) as output:
+            for number, table in slices:
+                output.write(self._scored(table, block, number))
 
     def _scored(self, table: pa.Table, block: Block, number: int) -> pa.Table:
         scored = self.scorer.score(table)

@@ -59,7 +59,8 @@ class Chain:
 
     `keys` are the key columns and their types. Rows are `ordered` by `sequence_index`, else as they lie in the files.
     `state_blocks` hold where keys go on from; `states` is the directory of where they end. Keys are hashed into
-    `partitions`; of each, `chunk_rows` rows at a time are held in memory.
+    `partitions`; of each, `chunk_rows` rows at a time are held in memory. Where the rows of each key lie in one block,
+    they stay there, and a block, by its place among them, takes a partition's part.
     """
 
     keys: KeyTypes
@@ -71,8 +72,12 @@ class Chain:
     chunk_rows: int
 
     def states_file(self, partition: int) -> str:
-        """Where the final states of a partition's keys are written."""
+        """Where the final states are written of the keys of a partition, or of a block."""
         return join(self.states, f"states-{partition:05d}.parquet")
+
+    def untouched_file(self, partition: int) -> str:
+        """Where, if rows stay in their blocks, the states are written of keys that have no row."""
+        return join(self.states, f"untouched-{partition:05d}.parquet")
 
 
 @dataclass(frozen=True)

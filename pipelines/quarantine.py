@@ -15,6 +15,7 @@ from model.errors import DataError
 from model.storage import join, write_bytes
 
 FILE, ROW, COLUMN, REASON = "quarantine_file", "quarantine_row", "quarantine_column", "quarantine_reason"
+ROWS = "quarantine_rows"  # of what stands for a whole row group: how many rows it had
 
 
 def quarantined(table: pa.Table, errors: Mapping[int, DataError], *, file: str, first_row: int) -> pa.Table:
@@ -33,6 +34,18 @@ def quarantined(table: pa.Table, errors: Mapping[int, DataError], *, file: str, 
     for name, values in told.items():
         bad = bad.append_column(name, values)
     return bad
+
+
+def quarantined_group(error: DataError, rows: int) -> pa.Table:
+    """One line for all `rows` of a row group that cannot be decoded: of these there is nothing else to keep."""
+    told = {
+        FILE: pa.array([error.file], pa.string()),
+        ROW: pa.nulls(1, pa.int64()),
+        COLUMN: pa.nulls(1, pa.string()),
+        REASON: pa.array([error.problem], pa.string()),
+        ROWS: pa.array([rows], pa.int64()),
+    }
+    return pa.table(told)
 
 
 def write_quarantine(directory: str, name: str, rows: pa.Table) -> None:

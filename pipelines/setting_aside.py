@@ -5,18 +5,19 @@ Knows no Ray, no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from model.errors import DataError
-from model.parquet import read_footer
-from model.storage import join, list_names
+from model.bad_rows import Reason
+from model.errors import DataError, DecodeError
+from model.parquet import is_stored, read_footer
+from model.storage import exists, join, list_names, remove_file, resolve
 from pipelines.blocks import Block
-from pipelines.quarantine import COLUMN, FILE, REASON, ROW, quarantined, write_quarantine
+from pipelines.quarantine import COLUMN, FILE, REASON, ROW, ROWS, quarantined, quarantined_group, write_quarantine
 
 OnBadRows = Literal["error", "skip"]
 QUARANTINE = "_quarantine"  # in the output's directory; hidden from readers of Parquet
@@ -24,7 +25,7 @@ QUARANTINE = "_quarantine"  # in the output's directory; hidden from readers of 
 
 @dataclass(frozen=True)
 class SettingAside:
-    """What to do with bad rows: raise, or write them into `directory`."""
+    """What to do with bad rows and damaged row groups: raise, or write into `directory` what there is of them."""
 
     on_bad_rows: OnBadRows
     directory: str
@@ -46,6 +47,26 @@ class SettingAside:
         rows = quarantined(table, errors, file=block.fragment.file, first_row=block.row_in_file(number))
         write_quarantine(self.directory, block.slice_name(number), rows)
 
+    def begin(self, block: Block) -> None:
+        """Forgets that an earlier, stopped run found the block damaged: its file may have been restored since."""
+        if self.on_bad_rows == "skip":
+            remove_file(join(self.directory, block.name))
+
+    def damaged(self, block: Block, error: DecodeError) -> None:
+        """Takes a block that cannot be decoded, as a whole: what slices before the damage have brought is forgotten.
+
+        Where its bytes cannot be fetched, they may be tomorrow: that is raised in any case.
+        """
+        if self.on_bad_rows == "error" or not is_stored(block.fragment):
+            raise error
+        for number in range(block.first_slice, block.first_slice + block.slices):
+            remove_file(join(self.directory, block.slice_name(number)))
+        write_quarantine(self.directory, block.name, quarantined_group(error, block.fragment.rows))
+
+    def is_damaged(self, block: Block) -> bool:
+        """Whether the block was found to be damaged, and taken."""
+        return self.on_bad_rows == "skip" and exists(join(self.directory, block.name))
+
 
 def good_rows(rows: int, errors: Mapping[int, DataError]) -> np.ndarray:
     """Places of the rows without an error."""
@@ -53,20 +74,33 @@ def good_rows(rows: int, errors: Mapping[int, DataError]) -> np.ndarray:
 
 
 def count_set_aside(directory: str) -> int:
-    """How many rows lie in a quarantine."""
-    return sum(read_footer(join(directory, name)).num_rows for name in list_names(directory))
+    """How many rows lie in a quarantine, or are told of there because they could not be read."""
+    return sum(_rows_of(join(directory, name)) for name in list_names(directory))
+
+
+def _rows_of(file: str) -> int:
+    footer = read_footer(file)
+    if ROWS not in footer.schema.names:
+        return int(footer.num_rows)
+    groups: int = sum(row[ROWS] for row in _read(file, [ROWS]))
+    return groups
 
 
 def told_set_aside(directory: str, most: int) -> Iterator[str]:
-    """A line for each of the first `most` rows in a quarantine: where it was, and what is wrong."""
-    import pyarrow.parquet as pq
-
-    from model.storage import resolve
-
+    """A line for each of the first `most` rows, or whole row groups, in a quarantine: where it was, what is wrong."""
     for name in list_names(directory):
-        filesystem, inner = resolve(join(directory, name))
-        for row in pq.read_table(inner, filesystem=filesystem, columns=[FILE, ROW, COLUMN, REASON]).to_pylist():
+        for row in _read(join(directory, name), [FILE, ROW, COLUMN, REASON, ROWS]):
             if most == 0:
                 return
             most -= 1
-            yield str(DataError(row[REASON], file=row[FILE], row=row[ROW], column=row[COLUMN]))
+            yield str(Reason(row[REASON], row[COLUMN], row.get(ROWS, 1), row[FILE], row[ROW]))
+
+
+def _read(file: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Those of the columns that a file has, row by row."""
+    import pyarrow.parquet as pq
+
+    filesystem, inner = resolve(file)
+    with pq.ParquetFile(inner, filesystem=filesystem) as reader:
+        rows: list[dict[str, Any]] = reader.read(columns).to_pylist()
+    return rows

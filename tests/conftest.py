@@ -186,6 +186,27 @@ def local_ray() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The passes of predictions run in this process, item after item: what they compute does not depend on where."""
+    from pipelines import fragments
+
+    def passes(holder: type[Any], arguments: Any, items: Sequence[Any], *, scoring: bool = True) -> Iterator[Any]:
+        held = holder(*arguments, **({"device": "cpu"} if scoring else {})) if items else None
+        yield from map(held, items) if held is not None else ()
+
+    monkeypatch.setattr(fragments, "over_items", passes)
+
+
+@pytest.fixture
+def finely_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions in slices of a row or two, several partitions, chunks of a few rows: all that large data bring."""
+    from pipelines import blocks, predict_plan
+
+    monkeypatch.setattr(blocks, "SLICE_BYTES", 500)
+    monkeypatch.setattr(predict_plan, "PARTITION_BYTES", 3000)
+
+
 # Training without Ray: the workers' own loop on threads --------------------------------------------------------
 
 

@@ -19,31 +19,12 @@ from model.checkpoint import Bundle, save_bundle
 from model.errors import ConfigError, DataError, StateError
 from model.scoring import Scorer
 from model.storage import join
-from pipelines import blocks, fragments, predict_plan
 from pipelines.predict import predict
 from pipelines.states import FINGERPRINT
 
 STEPS = ("x", "vector", "kind", "tags")
 WHOSE = "needs to know whose states they are: name the key's column by --key"
 LENGTHS = [5, 0, 3, 8, 1, 4, 0, 6, 2, 7]  # the whole history of entities 0 … 9
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The passes run in this process, one item after the other: what they compute does not depend on where."""
-
-    def passes(holder: type[Any], arguments: Any, items: Sequence[Any], *, scoring: bool = True) -> Iterator[Any]:
-        held = holder(*arguments, **({"device": "cpu"} if scoring else {})) if items else None
-        yield from map(held, items) if held is not None else ()
-
-    monkeypatch.setattr(fragments, "over_items", passes)
-
-
-@pytest.fixture
-def finely_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices of a row or two, several partitions, chunks of a few rows: all that large data bring."""
-    monkeypatch.setattr(blocks, "SLICE_BYTES", 500)
-    monkeypatch.setattr(predict_plan, "PARTITION_BYTES", 3000)
 
 
 @pytest.fixture

@@ -225,3 +225,40 @@ def test_a_split_key_that_is_not_there_is_told(tmp_path: Path, make_table: Any, 
     assert str(raised.value) == (
         f"{path}, column 'user': is not in the data; the columns are tags, kind, vector, x, country, age, y"
     )
+
+
+INTEGERS = (
+    "must hold strings as the keys of its vocabulary do, such as 'at', but its type is int64; declare the keys as "
+)
+STRINGS = "must hold integers as the keys of its vocabulary do, such as 1, but its type is string; declare the keys as "
+
+
+@pytest.mark.parametrize(
+    ("values", "keys", "told"),
+    [
+        ([7, 8, None, 9], ["at", "de"], f"{INTEGERS}whole numbers, or write the column as strings"),
+        (["at", "de", None, "7"], [1, 2], f"{STRINGS}text in quotes, or write the column as integers"),
+        ([1, 2, None, 9], [1, 2], None),
+        ([None] * 4, [1, 2], None),
+    ],
+    ids=["integers", "strings", "alike", "nulls"],
+)
+@pytest.mark.parametrize("on_bad", [None, lambda *_: pytest.fail("no row is bad")])
+def test_keys_of_another_type_than_the_column_are_told(
+    tmp_path: Path, make_table: Any, make_config: Any, values: Any, keys: Any, told: str | None, on_bad: Any
+) -> None:
+    source = {"type": "vocabulary", "name": "country", "keys": keys}
+    columns = {"sequence": [{"type": "numeric", "name": "x"}], "context": [{"type": "one_hot", "source": source}]}
+    path, table = tmp_path / "a.parquet", make_table(rows=4)
+    pq.write_table(table.set_column(table.column_names.index("country"), "country", pa.array(values)), path)
+    (fragment,) = find_fragments(path, [])
+
+    def scan() -> FragmentScan:
+        return scan_fragment(fragment, make_config(columns=columns), None, fit=True, on_bad=on_bad)
+
+    if told is None:
+        assert scan().used is None
+        return
+    with pytest.raises(DataError) as raised:
+        scan()
+    assert str(raised.value) == f"{path}, column 'country': {told}"

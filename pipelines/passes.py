@@ -1,0 +1,31 @@
+"""Distributed passes one after the other, and how far they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Progress = Callable[[int, int], None]
+
+
+class Passes:
+    """Runs passes; `progress` is told after each item how many are done of `total`."""
+
+    def __init__(self, progress: Progress | None, *, total: int, done: int = 0) -> None:
+        self.progress = progress
+        self.total = total
+        self.done = done
+
+    def run(
+        self, holder: type[Any], arguments: tuple[Any, ...], items: Sequence[Any], *, scoring: bool = True
+    ) -> list[Any]:
+        """The results of `pipelines.fragments.over_items`."""
+        from pipelines.fragments import over_items  # imports Ray, whose environment must be set before
+
+        results = []
+        for result in over_items(holder, arguments, items, scoring=scoring):
+            results.append(result)
+            self.done += 1
+            if self.progress is not None:
+                self.progress(self.done, self.total)
+        return results
