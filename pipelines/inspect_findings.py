@@ -215,8 +215,7 @@ def _of_constant_parts(name: str, profile: ColumnProfile) -> Iterator[Finding]:
 
 
 def _of_cardinality(name: str, profile: ColumnProfile) -> Iterator[Finding]:
-    values = profile.counts["values"] - profile.missing
-    unique = profile.distinct.count
+    values, unique = profile.counts["known_values"], profile.distinct_values
     if profile.kind == "string" and unique > 100 and unique > 0.5 * values:
         about = "" if profile.distinct.exact else "about "
         text = f"almost every value stands once ({about}{unique:,} of {values:,}): an id? A model cannot learn from it"

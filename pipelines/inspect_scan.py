@@ -6,6 +6,7 @@ Ray Data.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -214,7 +215,11 @@ def _key_hashes(table: pa.Table, key: tuple[str, ...]) -> np.ndarray | None:
 
 def _sample(table: pa.Table) -> list[dict[str, str]]:
     rows = table.slice(0, SAMPLE_ROWS).to_pylist()
-    return [{name: _cut(repr(value)) for name, value in row.items()} for row in rows]
+    return [{name: _cut(_json(value)) for name, value in row.items()} for row in rows]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _cut(text: str) -> str:
