@@ -34,6 +34,7 @@ def report(inspection: Inspection) -> dict[str, Any]:
         "rows": survey.rows,
         "files": survey.files,
         "row_groups": len(survey.fragments),
+        "damaged": {"row_groups": len(survey.damages), "rows": sum(damage.rows for damage in survey.damages)},
         "label": {"column": survey.label.name, "chosen": survey.label.reason},
         "key": {"column": survey.key.name, "chosen": survey.key.reason, **_keys(survey)},
         "findings": [finding.to_plain() for finding in inspection.findings],

@@ -41,6 +41,9 @@ def _head(report: dict[str, Any]) -> str:
         f"{several(report['rows'], 'row')}, {several(len(report['columns']), 'column')} in "
         f"{several(report['files'], 'file')} and {several(report['row_groups'], 'row group')}",
     ]
+    if report["damaged"]["row_groups"]:
+        lost = several(report["damaged"]["rows"], "row")
+        lines.append(f"{several(report['damaged']['row_groups'], 'row group')} with {lost} cannot be decoded")
     for name in ("label", "key"):
         told = report[name]
         lines.append(f"{name}: {told['column']} ({told['chosen']})" if told["column"] else f"{name}: {told['chosen']}")
