@@ -7,14 +7,18 @@ policy that forbids any: what stands in the data cannot run. Knows no Ray, no to
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
+
+from pipelines.dates import date_text, span_text
 
 HERE = Path(__file__).parent
 NOTHING = "\N{EN DASH}"
+ABBREVIATIONS = {"rmse": "RMSE", "mae": "MAE", "r2": "R\N{SUPERSCRIPT TWO}"}
 
 
 def render(template: str, **values: Any) -> str:
@@ -22,7 +26,19 @@ def render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "share": share, "bytes": byte_count, "whole": whole, "value": shown_value}
+    environment.filters |= {
+        "number": number,
+        "short": short,
+        "whole": whole,
+        "several": several,
+        "share": share,
+        "bytes": byte_count,
+        "value": shown_value,
+        "date": date_text,
+        "span": span_text,
+        "coded": coded,
+        "metric": metric_name,
+    }
     return environment.get_template(template).render(**values) + "\n"
 
 
@@ -39,7 +55,24 @@ def number(value: Any) -> str:
         return f"{int(value):,}"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return f"{value:,.6g}" if isinstance(value, float) and 1e-4 <= abs(value) < 1e9 else f"{value:.4g}"
+    if 1e6 <= abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:,.6g}" if 1e-4 <= abs(value) < 1e6 else f"{value:.4g}"
+
+
+def short(value: float) -> str:
+    """A number for people: four digits, for figures that stand alone."""
+    return number(value) if float(value).is_integer() else number(float(f"{value:.4g}"))
+
+
+def metric_name(name: str) -> str:
+    """A metric as people write it: validation_rmse is the validation RMSE."""
+    return " ".join(ABBREVIATIONS.get(word, word) for word in name.split("_"))
+
+
+def coded(text: str) -> Markup:
+    """Text with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def shown_value(value: Any) -> str:
@@ -52,6 +85,11 @@ def shown_value(value: Any) -> str:
 def whole(value: int) -> str:
     """A whole number, thousands apart."""
     return f"{value:,}"
+
+
+def several(count: int, what: str) -> str:
+    """How many there are of something."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def share(part: float, total: float) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray.data
 
+from model.errors import DataError
 from model.parquet import find_fragments, read_footer
 from model.plan import Fragment
 from model.scan import optional_columns, read_columns
@@ -26,6 +27,8 @@ from pipelines.inspect_roles import Choice, choose_look, configured_look, config
 from pipelines.inspect_scan import FragmentProfile, Look, ProfileTask
 from pipelines.inspect_survey import Merger, Survey, survey_of
 from pipelines.messages import value_of
+
+PEEKED = 16  # row groups of another peek, where the first found damaged ones alone
 
 Progress = Callable[[int, int], None]
 
@@ -54,8 +57,9 @@ def inspect_data(
 ) -> Inspection:
     """Inspects all rows under `data`; with `config` as its run would read them.
 
-    `values` lets the report name values of the data, `sample` adds its first rows. DataError when a file or a column
-    that the run needs cannot be read; ConfigError for a label or key that is no column.
+    `values` lets the report name values of the data, `sample` adds its first rows. A row group that cannot be decoded
+    is a finding. DataError when none can be decoded, or a file or a column that the run needs is not there;
+    ConfigError for a label or key that is no column.
     """
     fragments = _fragments(data, config)
     look, told_label, told_key = _look(fragments, config, label, key)
@@ -67,6 +71,7 @@ def inspect_data(
         kept.append(replace(fragments[done - 1], rows=part.rows))  # a filter may leave fewer
         if progress is not None:
             progress(done, len(fragments))
+    _refuse_nothing(merger)
     roles = (
         roles_of(merger.columns, look, {name: told.rows for name, told in merger.disagreements.items()})
         if config is None
@@ -99,11 +104,27 @@ def _look(
         names = read_footer(fragments[0].file).schema.to_arrow_schema().names
         names += [name for name, _ in fragments[0].partitions]
         return configured_look(config.model, key or config.data.key, names, config.data.where, config.plugins)
-    some = sorted({0, len(fragments) // 2, len(fragments) - 1})
+    return choose_look(_peek(fragments), label, key)
+
+
+def _peek(fragments: Sequence[Fragment]) -> Merger:
+    """Profiles of three row groups, or of more where all of those are damaged."""
+    some = dict.fromkeys([0, len(fragments) // 2, len(fragments) - 1])
+    others = [number for number in range(len(fragments)) if number not in some]
     peek = Merger()
-    for part in profiles([fragments[number] for number in some], Look()):
-        peek.add(part)
-    return choose_look(peek, label, key)
+    for numbers in (sorted(some), *(others[start : start + PEEKED] for start in range(0, len(others), PEEKED))):
+        for part in profiles([fragments[number] for number in numbers], Look()):
+            peek.add(part)
+        if peek.columns:
+            break
+    _refuse_nothing(peek)
+    return peek
+
+
+def _refuse_nothing(merger: Merger) -> None:
+    if not merger.columns and merger.damages:
+        first = merger.damages[0]
+        raise DataError(f"{first.problem}; and no other row group can be decoded", file=first.file)
 
 
 def profiles(fragments: Sequence[Fragment], look: Look) -> Iterator[FragmentProfile]:

@@ -1,7 +1,7 @@
-"""The rows of a row group that training would refuse: counted by column and reason, with examples.
+"""What of a row group training would refuse: rows, by column and reason, with examples; or all, where it is damaged.
 
-Rows are checked by training's own scan (`model.scan`), not by a copy of its rules. Runs in data tasks: knows no torch,
-no Ray.
+Rows are checked by training's own scan (`model.scan`) of the table that is profiled, not by a copy of its rules. Runs
+in data tasks: knows no files, no torch, no Ray.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
+from model.bad_rows import common_widths, find_bad_rows
+from model.checks import checked_stats
 from model.config import ModelConfig
 from model.errors import DataError
-from model.filters import Filter
-from model.plan import Fragment
-from model.scan import first_row, scan_fragment
+from model.rows import sequence_lengths, with_null_steps
+from model.scan import read_columns, scan_table
 
 MOST_EXAMPLES = 3
 VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|[-+]?\d[\w.+-]*")
@@ -29,6 +33,17 @@ class Example:
 
     file: str
     row: int | None
+    problem: str
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A row group that cannot be decoded: the number of its first row in the file, how many it has, and why."""
+
+    file: str
+    row_group: int
+    first_row: int
+    rows: int
     problem: str
 
 
@@ -73,19 +88,28 @@ class RowFaults:
         return cls(counts, examples)
 
 
-def row_faults(fragment: Fragment, config: ModelConfig, where: Filter | None) -> RowFaults:
-    """All rows of a fragment that training refuses, of those that the filter keeps."""
-    found = RowFaults()
-    first = first_row(fragment)
-
-    def collect(_: Fragment, errors: Mapping[int, DataError]) -> None:
-        nonlocal found
-        for row in sorted(errors):
-            example = Example(fragment.file, first + row, errors[row].problem)
-            found = found.merge(RowFaults.of(errors[row].column, 1, example))
-
+def row_faults(table: pa.Table, config: ModelConfig, file: str, rows: np.ndarray) -> RowFaults:
+    """The rows of a table that training refuses; `rows` are their numbers in `file`."""
+    used = table.select(read_columns(config))
     try:
-        scan_fragment(fragment, config, None, fit=False, where=where, on_bad=collect)
+        scan_table(used, config, None, fit=False, place=file)
+    except DataError:
+        return _refused(with_null_steps(used, config.columns), config, file, rows)
+    return RowFaults()
+
+
+def _refused(table: pa.Table, config: ModelConfig, file: str, rows: np.ndarray) -> RowFaults:
+    widths = common_widths(table, config)
+
+    def check(part: pa.Table) -> None:
+        checked_stats(part, config, sequence_lengths(part, config.columns), widths)
+
+    found = RowFaults()
+    try:
+        errors = find_bad_rows(table, check)
     except DataError as error:  # of a type, not of values: no row could be read
-        return RowFaults.of(error.column, fragment.rows, Example(fragment.file, None, error.problem))
+        return RowFaults.of(error.column, max(1, table.num_rows), Example(file, None, error.problem))
+    for row in sorted(errors):
+        example = Example(file, int(rows[row]), errors[row].problem)
+        found = found.merge(RowFaults.of(errors[row].column, 1, example))
     return found

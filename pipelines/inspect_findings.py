@@ -6,6 +6,7 @@ good to know. Texts name values of the data only where values may be shown.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from model.config import ModelConfig
+from pipelines.inspect_faults import Damage
 from pipelines.inspect_leaks import leak_findings
-from pipelines.inspect_profile import NUMBER, OTHER, TIME, ColumnProfile, Places
+from pipelines.inspect_profile import MOST_PLACES, NUMBER, OTHER, TIME, ColumnProfile, Places
 from pipelines.inspect_roles import (
     CONTEXT,
     KEY,
@@ -29,6 +31,7 @@ from pipelines.inspect_survey import Survey
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
+MOST_NAMED = 10  # damaged row groups of a file
 RARE_CLASS = 10  # labels; fewer teach little and are lost in a split
 DOMINANT_CLASS = 0.95
 LONG_TAIL = 10  # times the 99th percentile
@@ -55,7 +58,7 @@ class Finding:
 
 def findings(survey: Survey, *, values: bool = True) -> list[Finding]:
     """All that is suspicious, worst first, else in the order of the columns. `values` may be named in the texts."""
-    found = [*_of_rows(survey, values=values), *_of_lengths(survey), *_of_keys(survey)]
+    found = [*_of_damages(survey), *_of_rows(survey, values=values), *_of_lengths(survey), *_of_keys(survey)]
     for name, profile in survey.columns.items():
         found += _of_column(survey, name, profile, values=values)
     found += _of_label(survey, values=values)
@@ -64,6 +67,22 @@ def findings(survey: Survey, *, values: bool = True) -> list[Finding]:
 
 
 # Rows -----------------------------------------------------------------------------------------------------------
+
+
+def _of_damages(survey: Survey) -> Iterator[Finding]:
+    """One finding a damaged file."""
+    files: dict[str, list[Damage]] = {}
+    for damage in survey.damages:
+        files.setdefault(damage.file, []).append(damage)
+    for file, damages in files.items():
+        numbers = ", ".join(str(damage.row_group) for damage in damages[:MOST_NAMED])
+        more = f" and {len(damages) - MOST_NAMED:,} more" if len(damages) > MOST_NAMED else ""
+        rows = rows_of(sum(damage.rows for damage in damages))
+        reason = re.sub(r"^row group \d+ ", "", damages[0].problem)
+        text = f"row group{'s' if len(damages) > 1 else ''} {numbers}{more} of {file} with {rows} {reason}"
+        cure = "training stops there, unless `data.on_bad_rows: skip` leaves them out"
+        places = Places(tuple((file, damage.first_row) for damage in damages[:MOST_PLACES]))
+        yield Finding(ERROR, "damaged", None, f"{text}; {cure}", places)
 
 
 def _of_rows(survey: Survey, *, values: bool) -> Iterator[Finding]:
@@ -215,8 +234,7 @@ def _of_constant_parts(name: str, profile: ColumnProfile) -> Iterator[Finding]:
 
 
 def _of_cardinality(name: str, profile: ColumnProfile) -> Iterator[Finding]:
-    values = profile.counts["values"] - profile.missing
-    unique = profile.distinct.count
+    values, unique = profile.counts["known_values"], profile.distinct_values
     if profile.kind == "string" and unique > 100 and unique > 0.5 * values:
         about = "" if profile.distinct.exact else "about "
         text = f"almost every value stands once ({about}{unique:,} of {values:,}): an id? A model cannot learn from it"

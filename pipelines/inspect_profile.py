@@ -35,6 +35,7 @@ COUNTS = (
     "empty_steps",
     "values",
     "null_values",
+    "known_values",
     "nan",
     "infinite",
     "beyond_float32",
@@ -107,6 +108,16 @@ class ColumnProfile:
         if self.kinds <= {NUMBER, BOOLEAN}:
             return NUMBER if NUMBER in self.kinds else BOOLEAN
         return next(iter(self.kinds)) if len(self.kinds) == 1 else OTHER
+
+    @property
+    def distinct_values(self) -> int:
+        """How many distinct values there are, exactly or about; an estimate never exceeds the number of values."""
+        return min(self.distinct.count, self.counts["known_values"])
+
+    @property
+    def dates(self) -> bool:
+        """Whether the values are points in time, which count as seconds since 1970."""
+        return self.kind == TIME and all("timestamp" in kind or "date" in kind for kind in self.types)
 
     @property
     def told(self) -> bool:
@@ -214,6 +225,7 @@ def profile_column(array: Array, name: str, file: str, rows: np.ndarray) -> tupl
     parts = unnested(array, name)
     counts = Counter(rows=len(array), null_rows=array.null_count) + _list_counts(array, parts, name)
     counts["values"], counts["null_values"] = len(parts.values), parts.values.null_count
+    counts["known_values"] = counts["values"] - counts["null_values"]
     if not parts.depth:  # the rows are the values
         counts["null_values"] = 0
     counts = +counts  # as a merge leaves them: no zeros
@@ -289,7 +301,7 @@ def _kind(kind: pa.DataType) -> str:
         return BOOLEAN
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return NUMBER
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_duration(kind):
+    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
         return TIME
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return STRING

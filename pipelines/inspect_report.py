@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 SHARES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 SHARE_NAMES = ("min", "1%", "5%", "25%", "median", "75%", "95%", "99%", "max")
+INNER = (0.0025, 0.9975)  # what a histogram shows where few values lie far out
 BINS = 40
 TOP = 12
 
@@ -33,6 +34,7 @@ def report(inspection: Inspection) -> dict[str, Any]:
         "rows": survey.rows,
         "files": survey.files,
         "row_groups": len(survey.fragments),
+        "damaged": {"row_groups": len(survey.damages), "rows": sum(damage.rows for damage in survey.damages)},
         "label": {"column": survey.label.name, "chosen": survey.label.reason},
         "key": {"column": survey.key.name, "chosen": survey.key.reason, **_keys(survey)},
         "findings": [finding.to_plain() for finding in inspection.findings],
@@ -63,15 +65,17 @@ def _lengths(survey: Survey) -> dict[str, Any] | None:
     if lengths is None or not len(lengths):
         return None
     quantiles = np.quantile(lengths, SHARES, method="inverted_cdf").tolist()
-    edges = _edges(float(lengths.min()), float(lengths.max()), whole=True)
+    inner = np.quantile(lengths, INNER, method="inverted_cdf").tolist()
+    edges = _edges(*_shown(float(lengths.min()), inner[0], inner[1], float(lengths.max())), whole=True)
     counts, _ = np.histogram(lengths, edges)
+    outside = {"below": int((lengths < edges[0]).sum()), "above": int((lengths > edges[-1]).sum())}
     return {
         "column": survey.look.reference,
         "steps": int(lengths.sum()),
         "mean": float(lengths.mean()),
         "empty": int((lengths == 0).sum()),
         "quantiles": dict(zip(SHARE_NAMES, map(int, quantiles), strict=True)),
-        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist(), **outside},
     }
 
 
@@ -86,16 +90,21 @@ def _edges(low: float, high: float, *, whole: bool) -> np.ndarray:
     return np.linspace(low, high, BINS + 1)
 
 
+def _shown(low: float, inner_low: float, inner_high: float, high: float) -> tuple[float, float]:
+    """What a histogram covers: everything, or the 99.5 % in the middle where few values lie far out."""
+    return (inner_low, inner_high) if high - low > 4 * (inner_high - inner_low) > 0 else (low, high)
+
+
 def _classes(survey: Survey, *, values: bool) -> dict[str, Any] | None:
     """Balance of the label's classes; None for a regression."""
     name = survey.label.name
     if name is None or not is_classification(survey):
         return None
     profile = survey.columns[name]
-    labels = profile.counts["values"] - profile.missing
+    labels = profile.counts["known_values"]
     top = profile.top.most(TOP * 4)
     listed = [{"value": value if values else None, "count": count} for value, count in top]
-    return {"count": profile.distinct.count, "labels": labels, "top": listed, "error": profile.top.error}
+    return {"count": profile.distinct_values, "labels": labels, "top": listed, "error": profile.top.error}
 
 
 def column_report(name: str, profile: ColumnProfile, role: Role, *, values: bool) -> dict[str, Any]:
@@ -115,7 +124,7 @@ def column_report(name: str, profile: ColumnProfile, role: Role, *, values: bool
             fault: [{"file": file, "row": row} for file, row in places.found]
             for fault, places in profile.places.items()
         },
-        "distinct": None if profile.kind == OTHER else profile.distinct.count,
+        "distinct": None if profile.kind == OTHER else profile.distinct_values,
         "distinct_exact": profile.distinct.exact,
         "top": None,
         "numbers": None,
@@ -146,6 +155,7 @@ def _numbers(profile: ColumnProfile, *, values: bool) -> dict[str, Any]:
         "deviations": deviations.tolist(),
         "lows": moments.low[known].tolist() if values else None,
         "highs": moments.high[known].tolist() if values else None,
+        "dates": profile.dates,
         "quantiles": None,
         "rank_error": profile.quantiles.rank_error,
         "histogram": None,
@@ -158,11 +168,9 @@ def _numbers(profile: ColumnProfile, *, values: bool) -> dict[str, Any]:
 
 
 def _histogram(profile: ColumnProfile) -> dict[str, Any]:
-    """Counts in bars from the least to the largest number, or to the 99.5 % in the middle where few lie far out."""
+    """Counts in bars, and how many numbers lie outside of them."""
     sketch = profile.quantiles
-    low, inner_low, inner_high, high = sketch.quantiles([0.0, 0.0025, 0.9975, 1.0]).tolist()
-    far = high - low > 4 * (inner_high - inner_low) > 0
-    least, most = (inner_low, inner_high) if far else (low, high)
+    least, most = _shown(*sketch.quantiles([0.0, *INNER, 1.0]).tolist())
     whole = profile.kind in (NUMBER, BOOLEAN) and not profile.counts["fractions"] and most - least < 1e6
     edges = _edges(least, most, whole=whole)
     below = [sketch.rank(float(np.nextafter(edge, -np.inf))) for edge in edges[:-1]]

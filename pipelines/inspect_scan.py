@@ -6,8 +6,9 @@ Ray Data.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -16,13 +17,14 @@ import pyarrow as pa
 
 from model.arrow_lists import Array, numbers, plain, ranges
 from model.config import ModelConfig
+from model.errors import DataError
 from model.filter_arrow import kept_rows
 from model.filters import Filter
-from model.parquet import read_whole_fragment
+from model.parquet import is_stored, read_whole_fragment, with_path_columns
 from model.plan import Fragment
 from model.registry import import_plugins
 from model.scan import first_row
-from pipelines.inspect_faults import RowFaults, row_faults
+from pipelines.inspect_faults import Damage, RowFaults, row_faults
 from pipelines.inspect_profile import (
     MOST_PLACES,
     ColumnProfile,
@@ -87,6 +89,7 @@ class FragmentProfile:
     relations: dict[str, Relation] = field(default_factory=dict)
     faults: RowFaults = field(default_factory=RowFaults)
     sample: list[dict[str, str]] = field(default_factory=list)
+    damage: Damage | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Plain data that travels as JSON."""
@@ -100,6 +103,7 @@ class FragmentProfile:
             "relations": {name: relation.to_plain() for name, relation in self.relations.items()},
             "faults": self.faults.to_plain(),
             "sample": self.sample,
+            "damage": None if self.damage is None else asdict(self.damage),
         }
 
     @classmethod
@@ -118,6 +122,7 @@ class FragmentProfile:
             relations={name: Relation.from_plain(told) for name, told in plain["relations"].items()},
             faults=RowFaults.from_plain(plain["faults"]),
             sample=plain["sample"],
+            damage=None if plain["damage"] is None else Damage(**plain["damage"]),
         )
 
 
@@ -137,15 +142,26 @@ class ProfileTask:
 
 
 def profile_fragment(fragment: Fragment, look: Look) -> FragmentProfile:
-    """Reads a row group whole and profiles the rows that the run's filter keeps. DataError when it is damaged."""
-    table, rows = read_whole_fragment(fragment), first_row(fragment) + np.arange(fragment.rows)
+    """Reads a row group whole, once, and profiles the rows that the run's filter keeps; of a damaged one, its damage.
+
+    DataError when its bytes cannot be fetched.
+    """
+    first = first_row(fragment)
+    try:
+        table, rows = read_whole_fragment(fragment), first + np.arange(fragment.rows)
+    except DataError as error:
+        if not is_stored(fragment):
+            raise
+        damage = Damage(fragment.file, fragment.row_group, first, fragment.rows, error.problem)
+        return FragmentProfile(rows=0, columns={}, damage=damage)
     if look.where is not None:
         kept = kept_rows(look.where, table)
         table, rows = table.filter(pa.array(kept)), rows[kept]
     found = profile_table(table, look, fragment.file, rows)
     if look.model is None:
         return found
-    return replace(found, faults=row_faults(fragment, look.model, look.where))
+    whole = with_path_columns(table, fragment, fragment.absent)
+    return replace(found, faults=row_faults(whole, look.model, fragment.file, rows))
 
 
 def profile_table(table: pa.Table, look: Look, file: str, rows: np.ndarray) -> FragmentProfile:
@@ -214,7 +230,11 @@ def _key_hashes(table: pa.Table, key: tuple[str, ...]) -> np.ndarray | None:
 
 def _sample(table: pa.Table) -> list[dict[str, str]]:
     rows = table.slice(0, SAMPLE_ROWS).to_pylist()
-    return [{name: _cut(repr(value)) for name, value in row.items()} for row in rows]
+    return [{name: _cut(_json(value)) for name, value in row.items()} for row in rows]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _cut(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -202,7 +203,10 @@ def readable(values: Array) -> list[Value]:
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         numbers = values.cast(pa.float64(), safe=False).to_pylist()
         return [number if math.isfinite(number) else str(number) for number in numbers]
-    return [_short(text) for text in values.cast(pa.string()).to_pylist()]
+    texts = values.cast(pa.string()).to_pylist()
+    if pa.types.is_temporal(kind):
+        texts = [re.sub(r"( 00:00:00)?(\.0+)?(?=Z?$)", "", text) for text in texts]
+    return [_short(text) for text in texts]
 
 
 def _short(text: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from model.plan import DataIndex, Fragment
-from pipelines.inspect_faults import RowFaults
+from pipelines.inspect_faults import Damage, RowFaults
 from pipelines.inspect_profile import ColumnProfile
 from pipelines.inspect_relations import Relation
 from pipelines.inspect_roles import Choice, Role
@@ -47,6 +47,7 @@ class Survey:
     faults: RowFaults
     sample: tuple[Mapping[str, str], ...] = ()
     absent: Mapping[str, int] = field(default_factory=dict)
+    damages: tuple[Damage, ...] = ()
 
     @property
     def files(self) -> int:
@@ -72,12 +73,15 @@ class Merger:
         self.disagreements: dict[str, Disagreement] = {}
         self.relations: dict[str, Relation] = {}
         self.faults = RowFaults()
+        self.damages: list[Damage] = []
         self.sample: list[dict[str, str]] = []
         self.alike: dict[str, int] = {}
 
     def add(self, part: FragmentProfile) -> None:
         """Merges the next fragment's profile."""
         self.rows += part.rows
+        if part.damage is not None:
+            self.damages.append(part.damage)
         for name, profile in part.columns.items():
             self.columns[name] = self.columns[name].merge(profile) if name in self.columns else profile
             self.held[name] = self.held.get(name, 0) + part.rows
@@ -131,4 +135,5 @@ def survey_of(
         faults=merger.faults,
         sample=tuple(merger.sample),
         absent=merger.absent(),
+        damages=tuple(merger.damages),
     )

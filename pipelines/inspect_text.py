@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from pipelines.html_report import byte_count, number, share, shown_value
+from pipelines.dates import date_text
+from pipelines.html_report import byte_count, number, several, share, shown_value
 
 PIPE_COLUMNS = 140  # where there is no terminal to ask for its width
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -37,17 +38,16 @@ def show(report: dict[str, Any]) -> None:
 def _head(report: dict[str, Any]) -> str:
     lines = [
         report["data"],
-        f"{_several(report['rows'], 'row')}, {_several(len(report['columns']), 'column')} in "
-        f"{_several(report['files'], 'file')} and {_several(report['row_groups'], 'row group')}",
+        f"{several(report['rows'], 'row')}, {several(len(report['columns']), 'column')} in "
+        f"{several(report['files'], 'file')} and {several(report['row_groups'], 'row group')}",
     ]
+    if report["damaged"]["row_groups"]:
+        lost = several(report["damaged"]["rows"], "row")
+        lines.append(f"{several(report['damaged']['row_groups'], 'row group')} with {lost} cannot be decoded")
     for name in ("label", "key"):
         told = report[name]
         lines.append(f"{name}: {told['column']} ({told['chosen']})" if told["column"] else f"{name}: {told['chosen']}")
     return "\n".join(lines)
-
-
-def _several(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _lengths(told: dict[str, Any]) -> Any:
@@ -80,11 +80,15 @@ def _columns(report: dict[str, Any]) -> Any:
             ", ".join(column["types"]),
             f"{column['missing']:,}" if column["missing"] else "",
             _distinct(column),
-            *(number(values[name]) if values else "" for name in ("min", "median", "max")),
+            *(_place(column, values[name]) if values else "" for name in ("min", "median", "max")),
             _most_frequent(column),
         )
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
+
+
+def _place(column: dict[str, Any], value: float) -> str:
+    return date_text(value) if column["numbers"]["dates"] else number(value)
 
 
 def _distinct(column: dict[str, Any]) -> str:

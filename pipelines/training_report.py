@@ -23,7 +23,7 @@ from model.storage import join, write_bytes
 from pipelines.batching import read_encoded
 from pipelines.charts import histogram, lines
 from pipelines.config import RunConfig
-from pipelines.html_report import chart, render
+from pipelines.html_report import chart, metric_name, render
 from pipelines.ingest import Prepared
 from pipelines.reading import Request, RowReader
 
@@ -31,7 +31,9 @@ REPORT = "report.html"
 SAMPLE_STEPS = 1 << 18  # of validation rows that the report looks at: a second or two of computing
 SHOWN_CLASSES = 16
 MOST_LINES = 200  # of the table of validations
-LEFT_OUT = {"validation_rows", "validation_weight", "validation_perplexity"}  # of the curves
+SIZES = ("validation_rows", "validation_weight")  # the same at every validation
+LEFT_OUT = {*SIZES, "validation_perplexity"}  # of the curves
+LEAST_CONFIDENT = 0.005  # of all items: fewer in a bin of confidence tell chance rather than calibration
 
 
 def write_report(
@@ -47,10 +49,12 @@ def write_report(
         directory=config.directory,
         bundle=bundle,
         fingerprint=best.fingerprint,
-        best=best.metrics,
+        figures=figures(best.metrics),
         seconds=seconds,
-        curves=curves(metrics),
+        curves=curves(metrics, prepared.label.scale**2),
+        loss_scale=prepared.label.scale**2,
         rows=metrics[-MOST_LINES:],
+        keys=told_keys(metrics),
         data=data_summary(prepared),
         settings=dump_yaml(config),
         environment=environment(),
@@ -102,20 +106,40 @@ def sample_batches(
 # Charts and tables ------------------------------------------------------------------------------------------------
 
 
-def curves(metrics: list[dict[str, float]]) -> list[Any]:
-    """A chart for each metric that was told at least twice: training and validation in one."""
+def figures(metrics: dict[str, Any]) -> dict[str, float]:
+    """What one wants to know of the best bundle first, by what it is called."""
+    named = {"best step": "step", "epochs": "epoch"}
+    named |= {metric_name(name): name for name in metrics if name.startswith("validation_") and name not in SIZES}
+    named |= {} if "validation_loss" in metrics else {"train loss": "train_loss"}
+    return {told: metrics[name] for told, name in named.items() if name in metrics}
+
+
+def told_keys(metrics: list[dict[str, float]]) -> list[str]:
+    """The columns of the table of validations."""
+    return [key for key in (metrics[-1] if metrics else ()) if key not in SIZES]
+
+
+def curves(metrics: list[dict[str, float]], loss_scale: float = 1.0) -> list[tuple[str, Any]]:
+    """(what it shows, a chart) for each metric that was told at least twice: training and validation in one.
+
+    Training losses are multiplied by `loss_scale`, to be in the units of the validation's.
+    """
     names = dict.fromkeys(name for line in metrics for name in line)
     shared = [name for name in names if name.startswith("validation_") and name not in LEFT_OUT]
     charts = []
     for name in shared or ["train_loss"]:
-        short = name.removeprefix("validation_")
+        short = name.removeprefix("validation_").removeprefix("train_")
         series = [
-            (which, [line["step"] for line in told], [line[key] for line in told])
-            for which, key in (("validation", f"validation_{short}"), ("training", f"train_{short}"))
+            (which, [line["step"] for line in told], [line[key] * scale for line in told])
+            for which, key, scale in (
+                ("validation", f"validation_{short}", 1.0),
+                ("training", f"train_{short}", loss_scale if short == "loss" else 1.0),
+            )
             if len(told := [line for line in metrics if np.isfinite(line.get(key, np.nan))]) > 1
         ]
         if series:
-            charts.append(chart(lines(series, title=f"{short} by step", x="step", y=short)))
+            called = metric_name(short)
+            charts.append((called, chart(lines(series, title=f"{called} by step", x="step", y=called))))
     return charts
 
 
@@ -150,7 +174,7 @@ def class_table(found: Diagnostics, label: FittedLabel) -> dict[str, Any]:
 
 def calibration_chart(found: Diagnostics) -> Any:
     """Share of right predictions by their confidence, beside what a calibrated model has."""
-    seen = found.confidence_items > 0
+    seen = found.confidence_items > LEAST_CONFIDENT * found.confidence_items.sum()
     confidence = found.confidence_sums[seen] / found.confidence_items[seen]
     right = found.confidence_right[seen] / found.confidence_items[seen]
     series = [("this model", confidence.tolist(), right.tolist()), ("calibrated", [0.0, 1.0], [0.0, 1.0])]

@@ -16,9 +16,11 @@ import pytest
 from typer.testing import CliRunner
 
 from model.settings_yaml import parse_yaml
-from pipelines.charts import histogram, lines
+from pipelines.charts import histogram, lines, tick_text
 from pipelines.cli import app
-from pipelines.html_report import byte_count, number, share, shown_value
+from pipelines.dates import date_text, span_text
+from pipelines.html_report import byte_count, coded, number, share, short, shown_value
+from pipelines.inspect_html import where
 
 EVIL = "<script>alert('x')</script>"
 NAME = "kind & <b>"
@@ -151,9 +153,9 @@ class TestCommand:
         without = Page((here / "inspect.html").read_text()).text
         invoke(data, "--examples")
         with_rows = Page((here / "inspect.html").read_text()).text
-        assert "'u0'" not in without
+        assert '"u0"' not in without
         assert "It shows no row of the data." in without
-        assert "'u0'" in with_rows
+        assert '"u0"' in with_rows
         assert "It shows whole rows" in with_rows
 
     def test_files_are_overwritten_with_force_alone_and_its_own_page_without(self, data: str, here: Path) -> None:
@@ -267,6 +269,29 @@ def test_a_chart_says_in_words_what_it_shows() -> None:
     assert "y by x, from 0 to 2 in 2 bars; the tallest, from 1 to 2, holds 4 of 7." in page.text
 
 
+@pytest.mark.parametrize(
+    ("places", "texts"),
+    [
+        ([0.0, 0.2, 0.4], ["0.0", "0.2", "0.4"]),
+        ([-2.0, 0.0, 2.0], ["\N{MINUS SIGN}2", "0", "2"]),
+        ([0.0, 5000.0, 10_000.0], ["0", "5k", "10k"]),
+        ([1_600_250_000.0, 1_600_500_000.0], ["1.60025G", "1.60050G"]),
+        ([1e-5, 2e-5], ["1e\N{MINUS SIGN}05", "2e\N{MINUS SIGN}05"]),
+        ([0.1 * 3, 0.4], ["0.3", "0.4"]),
+        ([7.0], ["7"]),
+    ],
+)
+def test_numbers_on_an_axis_share_a_unit_and_their_decimals(places: list[float], texts: list[str]) -> None:
+    assert [tick_text(place, places) for place in places] == texts
+
+
+def test_times_are_drawn_as_dates() -> None:
+    drawn = histogram([1.6e9, 1.61e9, 1.62e9], [3, 4], title="t", x="x", y="y", dates=True)
+    assert "y by x, from 2020-09-13 12:26:40 to 2021-05-03 in 2 bars" in drawn
+    assert "2021" in Page(drawn).text
+    assert "1.6G" not in drawn
+
+
 def test_low_bars_beside_a_tall_one_get_a_logarithmic_scale() -> None:
     def described(counts: list[int]) -> Any:
         return Page(histogram([0, 1, 2, 3, 4], counts, title="t", x="x", y="rows")).text
@@ -277,7 +302,15 @@ def test_low_bars_beside_a_tall_one_get_a_logarithmic_scale() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (1234567, "1,234,567"), (2.0, "2"), (0.1 + 0.2, "0.3"), (1e300, "1e+300"), (None, "\N{EN DASH}")],
+    [
+        (0, "0"),
+        (1234567, "1,234,567"),
+        (2.0, "2"),
+        (0.1 + 0.2, "0.3"),
+        (1e300, "1e+300"),
+        (1600000000.5, "1,600,000,000"),
+        (None, "\N{EN DASH}"),
+    ],
 )
 def test_numbers_for_people(value: Any, text: str) -> None:
     assert number(value) == text
@@ -285,5 +318,23 @@ def test_numbers_for_people(value: Any, text: str) -> None:
 
 def test_shares_bytes_and_values_for_people() -> None:
     assert [share(1, 3), share(1, 10**6), share(0, 5), share(0, 0)] == ["33.3 %", "< 0.01 %", "0.00 %", "\N{EN DASH}"]
+    assert [short(3.14159265), short(12345.0), short(0.3)] == ["3.142", "12,345", "0.3"]
+    assert [date_text(86_400), date_text(-1.5), date_text(1e15)] == [
+        "1970-01-02",
+        "1969-12-31 23:59:58.500",
+        "1e+15 s since 1970",
+    ]
+    assert [span_text(3), span_text(150), span_text(9000), span_text(1e6)] == ["3 s", "2.5 min", "2.5 h", "11.6 days"]
+    assert coded("use `a: <b>` here") == "use <code>a: &lt;b&gt;</code> here"
     assert [byte_count(999), byte_count(2048), byte_count(3 * 2**40)] == ["999 bytes", "2.0 KiB", "3,072.0 GiB"]
     assert [shown_value("a"), shown_value(" a"), shown_value(""), shown_value(1.0)] == ["a", "' a'", "''", "1"]
+
+
+def test_places_name_a_file_once_and_by_its_path_in_the_data() -> None:
+    places = [{"file": "/data/a/x.parquet", "row": 3}, {"file": "/data/a/x.parquet", "row": 1200}]
+    assert where(places, "/data") == "a/x.parquet, rows 3, 1,200"
+    assert (
+        where([*places[:1], {"file": "/data/b.parquet", "row": 0}], "/data/") == "a/x.parquet, row 3; b.parquet, row 0"
+    )
+    assert where(places[:1], "/data/a/x.parquet") == "x.parquet, row 3"
+    assert where([{"file": "s3://b/d/x.parquet?region=x", "row": 0}], "s3://b/d?region=x") == "x.parquet, row 0"

@@ -296,4 +296,4 @@ def test_a_profile_travels_as_json() -> None:
     told = profile_table(table, Look(reference="x", label="y", key=("k",), sample=True), "f", np.arange(2))
     again = FragmentProfile.from_plain(json.loads(json.dumps(told.to_plain())))
     assert json.dumps(again.to_plain()) == json.dumps(told.to_plain())
-    assert again.sample == [{"x": "[1.0, 2.0]", "k": "'a'", "y": "0"}, {"x": "[]", "k": "'b'", "y": "1"}]
+    assert again.sample == [{"x": "[1.0, 2.0]", "k": '"a"', "y": "0"}, {"x": "[]", "k": '"b"', "y": "1"}]

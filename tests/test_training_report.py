@@ -20,7 +20,7 @@ from model.network import build_network
 from model.rows import encode_rows
 from pipelines import ingest
 from pipelines.config import RunConfig, run_config
-from pipelines.training_report import class_table, errors_by_length, sampled, write_report
+from pipelines.training_report import class_table, curves, errors_by_length, figures, sampled, write_report
 
 PROBLEMS = [
     ("classification", "multiple_value"),
@@ -126,7 +126,8 @@ def test_a_training_ends_with_a_page_that_loads_and_runs_nothing(
     text = Path(result.report).read_text()
     page = Page(text)
     assert page.headings == [
-        *("Curves", "Where the best bundle errs", "Predictions by label", "Calibration", "By length of the sequence"),
+        *("Curves", "loss", "accuracy", "bits per row"),
+        *("Where the best bundle errs", "Predictions by label", "Calibration", "By length of the sequence"),
         *("Data", "Validations", "Settings", "Environment"),
     ]
     assert page.loads == []
@@ -154,6 +155,29 @@ def test_a_regression_shows_its_residuals(
     page = Page(Path(where).read_text())
     assert "Residuals" in page.headings
     assert "Calibration" not in page.headings
+
+
+def test_without_validation_rows_the_training_loss_has_its_curve() -> None:
+    lines = [{"step": step, "train_loss": 4.0 / step} for step in (1.0, 2.0, 4.0)]
+    [(told, drawn)] = curves(lines)
+    assert told == "loss"
+    assert "training: 4 to 1" in drawn
+
+
+def test_the_training_loss_of_standardized_labels_is_drawn_in_the_units_of_the_validation_loss() -> None:
+    lines = [{"step": step, "train_loss": 1 / step, "validation_loss": 9 / step} for step in (1.0, 4.0)]
+    [(_, drawn)] = curves(lines, loss_scale=8.0)
+    assert "validation: 9 to 2.25; training: 8 to 2" in drawn
+
+
+def test_the_figures_at_the_head_are_called_as_people_call_them() -> None:
+    metrics = {"step": 8.0, "train_loss": 1.0, "validation_rmse": 0.5, "validation_rows": 3.0}
+    assert figures(metrics) == {"best step": 8.0, "validation RMSE": 0.5, "train loss": 1.0}
+    assert figures({**metrics, "validation_loss": 0.25}) == {
+        "best step": 8.0,
+        "validation RMSE": 0.5,
+        "validation loss": 0.25,
+    }
 
 
 def test_a_sample_of_the_rows_bounds_what_the_report_takes(monkeypatch: pytest.MonkeyPatch) -> None:
