@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipelines.mailbox import Mailbox
 from pipelines.private_ray import SOURCE_ROOT, ray_psutil
 
+BEATS = "beats"
 BEATS_PER_TIMEOUT = 40  # how often a worker says where it is within the time that it may be waited for
 MOST_SECONDS_BETWEEN_BEATS = 5.0
 ROOMS = tuple(f"{room}{os.sep}" for room in ("model", "pipelines", "tune", "serve"))
@@ -119,9 +121,9 @@ class Pulse:
 
 @dataclass(frozen=True)
 class Watch:
-    """What a worker needs to be heard; travels to it with its settings. `ear` is an actor with a method `put`."""
+    """What a worker needs to be heard; travels to it with its settings."""
 
-    ear: Any
+    mailbox: Mailbox
     timeout_seconds: float
 
     @property
@@ -140,7 +142,7 @@ class Watch:
         beat = Beat(group, context.get_world_rank(), context.get_world_size(), this_process())
 
         def send(beat: Beat) -> None:
-            self.ear.put.remote(beat)
+            self.mailbox.put(BEATS, beat, key=(beat.group, beat.rank))
 
         pulse = Pulse(beat, send, beat_seconds(self.timeout_seconds))
         try:

@@ -1,74 +1,53 @@
-"""Progress from the workers to whoever started them: a tiny actor that keeps the latest word.
-
-A worker's prints would appear twice and interleaved; a file could not be followed on an object store.
-"""
+"""Progress and reports from the workers to whoever started them, through a mailbox."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
-from pipelines.cluster import on_this_node
+from pipelines.mailbox import Mailbox
 
 POLL_SECONDS = 0.3
-
-
-class _Mailbox:
-    """Holds the latest progress and the reports that nobody has read yet."""
-
-    def __init__(self) -> None:
-        self._progress: Any = None
-        self._reports: list[dict[str, Any]] = []
-
-    def put_progress(self, progress: Any) -> None:
-        self._progress = progress
-
-    def put_report(self, metrics: dict[str, Any]) -> None:
-        self._reports.append(metrics)
-
-    def take(self) -> tuple[Any, list[dict[str, Any]]]:
-        progress, reports = self._progress, self._reports
-        self._progress, self._reports = None, []
-        return progress, reports
+PROGRESS, REPORTS = "progress", "reports"
 
 
 @dataclass(frozen=True)
 class Telemetry:
     """The worker's end: calls return at once. `mailbox` is None where nobody listens."""
 
-    mailbox: Any = None
+    mailbox: Mailbox | None = None
 
-    def progress(self, progress: Any) -> None:
+    def progress(self, progress: Mapping[str, Any]) -> None:
         """Replaces the latest progress."""
         if self.mailbox is not None:
-            self.mailbox.put_progress.remote(progress)
+            self.mailbox.put(PROGRESS, progress, key=PROGRESS)
 
-    def report(self, metrics: dict[str, Any]) -> None:
+    def report(self, metrics: Mapping[str, Any]) -> None:
         """Adds the metrics of a validation, or what else must not be lost."""
         if self.mailbox is not None:
-            self.mailbox.put_report.remote(metrics)
+            self.mailbox.put(REPORTS, metrics)
 
 
 @contextmanager
-def telemetry_actor(
-    on_progress: Callable[[Any], None] | None, on_report: Callable[[dict[str, Any]], None] | None
+def listening(
+    mailbox: Mailbox,
+    on_progress: Callable[[Mapping[str, Any]], None] | None,
+    on_report: Callable[[dict[str, Any]], None] | None,
 ) -> Iterator[Telemetry]:
     """A Telemetry whose words are handed to the callbacks, in a thread, until the block ends."""
     if on_progress is None and on_report is None:
         yield Telemetry()
         return
-    mailbox = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(_Mailbox).remote()
     done = threading.Event()
 
     def deliver() -> None:
-        progress, reports = ray.get(mailbox.take.remote())
-        if progress is not None and on_progress is not None:
-            on_progress(progress)
+        progress, reports = mailbox.take(PROGRESS, REPORTS)
+        for each in progress:
+            if on_progress is not None:
+                on_progress(each)
         for metrics in reports:
             if on_report is not None:
                 on_report(metrics)
@@ -85,4 +64,3 @@ def telemetry_actor(
         done.set()
         thread.join()
         deliver()
-        ray.kill(mailbox)

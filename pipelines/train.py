@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -37,13 +37,14 @@ from pipelines.cluster import available_gpus, preflight_workers
 from pipelines.config import RunConfig, run_config
 from pipelines.fit import fitted_data
 from pipelines.keeping import BUNDLES, ENDED, read_metrics
+from pipelines.mailbox import Mailbox, mailbox
 from pipelines.nan_batch import told_where, write_nan_batch
 from pipelines.pulse import Pulse, Watch
 from pipelines.reading import RowReader
 from pipelines.resume import check_resumable
 from pipelines.starting import START, in_columns_of, read_start, write_start
-from pipelines.telemetry import Telemetry, telemetry_actor
-from pipelines.tracking import followed
+from pipelines.telemetry import Telemetry, listening
+from pipelines.tracking import Followed, followed
 from pipelines.trainer import Trainer
 from pipelines.turns import Step
 from pipelines.watchdog import watching
@@ -84,21 +85,30 @@ def train(
     per_worker = (resources.cpus_per_worker, 1 if gpus else 0)
     preflight_workers(workers[0], *per_worker, wait_seconds=resources.start_timeout_seconds)
     open_run(config, resume=resume)
-    prepared, began = fitted_data(config, resume=resume, progress=on_scan), time.monotonic()
-    write_start(config, prepared)
-    with followed(config, void_from(config.directory), on_progress, on_report) as told:
-        with telemetry_actor(told.on_progress, told.on_report) as telemetry, watching(resources, workers) as watchdog:
-            try:
-                with interruptible():
-                    ray_trainer(config, workers, gpus, telemetry, watchdog.watch).fit()
-            except ray.train.TrainingFailedError as error:
-                raise_recorded(config.directory)
-                watchdog.explain(error)
-                raise
-        raise_recorded(config.directory)
-        result = finished(config.directory)
-        told.finish(result.bundle, result.fingerprint)
+    with mailbox() as box:
+        prepared, began = fitted_data(config, resume=resume, progress=on_scan), time.monotonic()
+        write_start(config, prepared)
+        with followed(config, void_from(config.directory), on_progress, on_report) as told:
+            run_workers(config, workers, gpus, box, told)
+            result = finished(config.directory)
+            told.finish(result.bundle, result.fingerprint)
     return reported(config, prepared, result, time.monotonic() - began)
+
+
+def run_workers(config: RunConfig, workers: tuple[int, int], gpus: int, box: Mailbox, told: Followed) -> None:
+    """Ray Train's workers until they have ended; raises what a worker has recorded, or what Ray Train has to say."""
+    with (
+        listening(box, lambda plain: told.on_progress(worker.Progress(**plain)), told.on_report) as telemetry,
+        watching(box, config.resources, workers) as watchdog,
+        interruptible(),
+    ):
+        try:
+            ray_trainer(config, workers, gpus, telemetry, watchdog.watch).fit()
+        except ray.train.TrainingFailedError as error:
+            raise_recorded(config.directory)
+            watchdog.explain(error)
+            raise
+    raise_recorded(config.directory)
 
 
 def reported(config: RunConfig, prepared: ingest.Prepared, result: TrainResult, seconds: float) -> TrainResult:
@@ -266,7 +276,7 @@ def job_of(config: RunConfig, telemetry: Telemetry, pulse: Pulse, *, gpu: bool) 
         ),
         report=partial(report, config, rank, telemetry, pulse),
         checkpoint=partial(checkpoint, config, rank, pulse),
-        progress=telemetry.progress,
+        progress=lambda progress: telemetry.progress(asdict(progress)),  # plain: the mailbox need not import torch
         explain=partial(explain, config, rank, device, reduce, train_plan),
         reduce=reduce,
         rank=rank,

@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from model.errors import ResourceError, TrainingError
-from pipelines.cluster import amounts, on_this_node
+from pipelines.cluster import amounts
 from pipelines.config import ResourcesConfig
-from pipelines.pulse import Beat, Process, Watch, beat_seconds
+from pipelines.mailbox import Kept, Mailbox
+from pipelines.pulse import BEATS, Beat, Process, Watch, beat_seconds
 
 STARTS = 4  # how often the workers' start is tried within the time there is for it, and how often they may die at it
 BEATS_UNTIL_SILENT = 5  # so many beats missed, and the worker counts as silent
@@ -92,23 +93,11 @@ def told_of(rank: int, heard: Heard | None, now: float, silent_after: float) -> 
 # Listening ----------------------------------------------------------------------------------------------------------
 
 
-class _Ear:
-    """An actor: keeps the latest beat of each rank of the latest group."""
-
-    def __init__(self) -> None:
-        self._groups: list[str] = []
-        self._heard: dict[int, Heard] = {}
-
-    def put(self, beat: Beat) -> None:
-        if not self._groups or beat.group != self._groups[-1]:
-            if beat.group in self._groups:  # the last words of workers that have been replaced
-                return
-            self._groups.append(beat.group)
-            self._heard = {}
-        self._heard[beat.rank] = Heard(beat, time.monotonic())
-
-    def heard(self) -> tuple[dict[int, Heard], float]:
-        return self._heard, time.monotonic()
+def latest_start(kept: Kept) -> dict[int, Heard]:
+    """By rank what is heard of the latest start of workers: late words of replaced ones do not count."""
+    beats = [Heard(beat, at) for beat, at in kept.values()]
+    groups = list(dict.fromkeys(heard.beat.group for heard in beats))  # in the order in which they were first heard
+    return {heard.beat.rank: heard for heard in beats if heard.beat.group == groups[-1]}
 
 
 @dataclass
@@ -128,9 +117,8 @@ class Watchdog:
 
     def look(self) -> None:
         """Judges once; a new hang is told, and its workers are killed, so that Ray Train starts all of them again."""
-        import ray
-
-        heard, now = ray.get(self.watch.ear.heard.remote())
+        kept, now = self.watch.mailbox.look(BEATS)
+        heard = latest_start(kept)
         latest = max(heard.values(), key=lambda each: each.at, default=None)
         self._hear(None if latest is None else latest.beat)
         self._tell_of_silence(latest is None, time.monotonic() - self._began if latest is None else now - latest.at)
@@ -226,16 +214,13 @@ def _say(text: str) -> None:
 
 @contextmanager
 def watching(
-    resources: ResourcesConfig, workers: tuple[int, int], tell: Callable[[str], None] = _say
+    mailbox: Mailbox, resources: ResourcesConfig, workers: tuple[int, int], tell: Callable[[str], None] = _say
 ) -> Iterator[Watchdog]:
     """A watchdog that follows, in a thread, the workers that are given its `watch`, until the block ends.
 
     `workers` is how many there are, at least and at most. Where these differ, a start is soon tried with fewer.
     """
-    import ray
-
-    ear = ray.remote(num_cpus=0)(_Ear).options(scheduling_strategy=on_this_node()).remote()
-    watchdog = Watchdog(Watch(ear, resources.collective_timeout_seconds), resources, in_words(*workers), tell)
+    watchdog = Watchdog(Watch(mailbox, resources.collective_timeout_seconds), resources, in_words(*workers), tell)
     thread = threading.Thread(target=watchdog.follow, name="watchdog", daemon=True)
     thread.start()
     seconds = resources.start_timeout_seconds / STARTS
@@ -245,7 +230,6 @@ def watching(
     finally:
         watchdog.close()
         thread.join()
-        ray.kill(ear)
 
 
 @contextmanager

@@ -27,7 +27,8 @@ from pipelines import ingest
 from pipelines.cluster import preflight, preflight_workers
 from pipelines.config import RunConfig
 from pipelines.fit import fitted_data
-from pipelines.telemetry import telemetry_actor
+from pipelines.mailbox import mailbox
+from pipelines.telemetry import listening
 from pipelines.train import interruptible
 from tune.check import RAY_TRAIN, RAY_TUNE, TRIALS, check_sweep
 from tune.collect import collected
@@ -74,7 +75,8 @@ def sweep(
     check_room(config, tuning, gpus)
     prepared = prepare(config, resume=resume, on_scan=on_scan, say=say)
     with (
-        telemetry_actor(None, lambda told: say(told[SAID])) as telemetry,
+        mailbox() as box,
+        listening(box, None, lambda told: say(told[SAID])) as telemetry,
         interruptible(),
         following(config.directory, tuning, say) as followed,
         settled(quiet=quiet),

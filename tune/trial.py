@@ -23,6 +23,7 @@ from model.errors import DynamicRnnError, to_plain
 from model.storage import exists, join
 from pipelines import ingest, train, worker
 from pipelines.config import RunConfig, run_config
+from pipelines.mailbox import mailbox
 from pipelines.pulse import Pulse
 from pipelines.reading import RowReader
 from pipelines.telemetry import Telemetry
@@ -154,7 +155,11 @@ def train_on_workers(sweep: Sweep, tuning: TuneConfig, run: RunConfig, settings:
     directory = join(sweep.config.directory, RAY_TRAIN, ray.tune.get_context().get_trial_id())
     workers, name = (tuning.workers_per_trial,) * 2, ray.tune.get_context().get_trial_name()
     told = {"sweep": sweep.run, "settings": settings, "cuda": sweep.gpus > 0, "directory": directory}
-    with watching(run.resources, workers, lambda text: sweep.telemetry.report({SAID: f"{name}: {text}"})) as watchdog:
+
+    def tell(text: str) -> None:
+        sweep.telemetry.report({SAID: f"{name}: {text}"})
+
+    with mailbox() as box, watching(box, run.resources, workers, tell) as watchdog:
         try:
             trainer_of(tuning, run, {**told, "watch": watchdog.watch}).fit()
         except ray.train.TrainingFailedError as error:

@@ -1,0 +1,74 @@
+"""What workers tell the process that started them: a tiny actor that keeps it until it is asked for.
+
+A worker's prints would appear twice and interleaved; a file could not be followed on an object store. One actor serves
+all who listen, for each is a process; what it is told should need no import, for it would import as much.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.cluster import on_this_node
+
+Kept = dict[Hashable, tuple[Any, float]]
+
+
+class _Boxes:
+    """The actor: by box and key the latest value, and when it came by this process's clock."""
+
+    def __init__(self) -> None:
+        self._boxes: dict[str, Kept] = {}
+        self._count = 0
+
+    def put(self, box: str, value: Any, key: Hashable) -> None:
+        if key is None:
+            self._count += 1
+            key = self._count
+        self._boxes.setdefault(box, {})[key] = (value, time.monotonic())
+
+    def take(self, boxes: tuple[str, ...]) -> list[list[Any]]:
+        return [[value for value, _ in self._boxes.pop(box, {}).values()] for box in boxes]
+
+    def look(self, box: str) -> tuple[Kept, float]:
+        return self._boxes.get(box, {}), time.monotonic()
+
+
+@dataclass(frozen=True)
+class Mailbox:
+    """Either end. Travels to workers with their settings."""
+
+    actor: Any
+
+    def put(self, box: str, value: Any, key: Hashable = None) -> None:
+        """Adds a value, or with a key replaces the one that had it. Returns at once."""
+        self.actor.put.remote(box, value, key)
+
+    def take(self, *boxes: str) -> list[list[Any]]:
+        """All values of each box, in the order in which their keys came; the boxes are empty then."""
+        import ray
+
+        taken: list[list[Any]] = ray.get(self.actor.take.remote(boxes))
+        return taken
+
+    def look(self, box: str) -> tuple[Kept, float]:
+        """The values of a box by key, in the order in which keys came, each with its time; and the time now."""
+        import ray
+
+        seen: tuple[Kept, float] = ray.get(self.actor.look.remote(box))
+        return seen
+
+
+@contextmanager
+def mailbox() -> Iterator[Mailbox]:
+    """A mailbox that lives until the block ends. Its process starts while the caller goes on."""
+    import ray
+
+    actor = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(_Boxes).remote()
+    try:
+        yield Mailbox(actor)
+    finally:
+        ray.kill(actor)
