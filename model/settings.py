@@ -45,13 +45,13 @@ SettingsType = TypeVar("SettingsType", bound=BaseModel)
 
 
 def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The mapping in the YAML file at `path`, with the overrides applied; an empty file is `{}`."""
+    """The mapping in the YAML file at `path`, also a URI, with the overrides applied; an empty file is `{}`."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = _content(path).decode()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: must be YAML in UTF-8, but byte {error.start} is not") from error
     except OSError as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
         raise ConfigError(f"{path}: must be a YAML file, but cannot be read: {reason}") from error
     mapping = parse_yaml(text, where=str(path))
     if mapping is None:
@@ -59,6 +59,12 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path}: must be a mapping of settings (`name: value`), but is {shown(mapping)}")
     return apply_overrides(mapping, overrides)
+
+
+def _content(path: str | Path) -> bytes:
+    from model.storage import read_bytes  # loads pyarrow
+
+    return read_bytes(path) if "://" in str(path) else Path(path).read_bytes()
 
 
 def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

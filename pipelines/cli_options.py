@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="RUN.YAML", help="the run's settings")]
+ConfigFile = Annotated[str, typer.Argument(metavar="RUN.YAML", help="the run's settings: a path or URI")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to override, e.g. train.epochs=3")
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +17,7 @@ def inspect(
     context: typer.Context,
     data: DataPath,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="RUN.YAML", help="check the rows as this run would read them")
+        str | None, typer.Option("--config", metavar="RUN.YAML", help="check the rows as this run would read them")
     ] = None,
     label: Annotated[
         str | None, typer.Option("--label", metavar="COLUMN", help="column to predict; default: guessed")
@@ -25,13 +25,15 @@ def inspect(
     key: Annotated[
         str | None, typer.Option("--key", metavar="COLUMN", help="column that names the entity; default: guessed")
     ] = None,
-    html: Annotated[Path, typer.Option("--html", metavar="PATH", help="where the page goes")] = Path("inspect.html"),
+    html: Annotated[
+        str, typer.Option("--html", metavar="PATH", help="where the page goes, a path or URI")
+    ] = "inspect.html",
     no_html: Annotated[bool, typer.Option("--no-html", help="write no page")] = False,
     json_path: Annotated[
-        Path | None, typer.Option("--json", metavar="PATH", help="also write the report for machines")
+        str | None, typer.Option("--json", metavar="PATH", help="also write the report for machines")
     ] = None,
     write: Annotated[
-        Path | None, typer.Option("--write", metavar="RUN.YAML", help="write the proposed run, ready to train")
+        str | None, typer.Option("--write", metavar="RUN.YAML", help="write the proposed run, ready to train")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite the files that are written")] = False,
     no_values: Annotated[bool, typer.Option("--no-values", help="show no value of the data, only counts")] = False,
@@ -65,41 +67,44 @@ def inspect(
         raise typer.Exit(1)
 
 
-def check_targets(page: Path | None, json_path: Path | None, write: Path | None, *, force: bool) -> None:
+def check_targets(page: str | None, json_path: str | None, write: str | None, *, force: bool) -> None:
     """ConfigError for a file that would be lost. A page that inspect has made may be made anew."""
+    from model.storage import exists, is_directory
+
     for option, path in (("--html", page), ("--json", json_path), ("--write", write)):
         if path is None:
             continue
-        if path.is_dir():
+        if path.partition("?")[0].endswith("/") or is_directory(path):
             raise _mistake(f"{option} must name a file, but {path} is a directory")
-        if not force and path.exists() and not (option == "--html" and _is_ours(path)):
+        if not force and exists(path) and not (option == "--html" and _is_ours(path)):
             raise _mistake(f"{option}: {path} is there already; add --force to overwrite it, or choose another name")
 
 
-def _is_ours(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return GENERATED.encode() in stream.read(1000)
+def _is_ours(path: str) -> bool:
+    from model.storage import read_bytes
+
+    return GENERATED.encode() in read_bytes(path)[:1000]
 
 
 def show_and_write(
-    console: Any, told: dict[str, Any], page: Path | None, json_path: Path | None, write: Path | None
+    console: Any, told: dict[str, Any], page: str | None, json_path: str | None, write: str | None
 ) -> None:
     """Shows the report, writes the files asked for, and says where they lie."""
-    from model.storage import write_bytes
+    from model.storage import absolute, write_bytes
     from pipelines import inspect_html, inspect_text
 
     inspect_text.show(told)
     if page is not None:
         write_bytes(page, inspect_html.page(told).encode())
-        console.say(f"page: {page.resolve()}")
+        console.say(f"page: {absolute(page)}")
     if json_path is not None:
         write_bytes(json_path, json.dumps(told, ensure_ascii=False, indent=1, allow_nan=False).encode() + b"\n")
-        console.say(f"report: {json_path.resolve()}")
+        console.say(f"report: {absolute(json_path)}")
     if write is not None:
         if told["proposal"]["yaml"] is None:
             raise _mistake(f"--write: no run is proposed: {told['proposal']['reason']}")
         write_bytes(write, told["proposal"]["yaml"].encode())
-        console.say(f"run: {write.resolve()}; train it with: dynamic-rnn train {write}")
+        console.say(f"run: {absolute(write)}; train it with: dynamic-rnn train {shlex.quote(write)}")
 
 
 def _mistake(text: str) -> Exception:

@@ -104,7 +104,7 @@ def _look(
         names = read_footer(fragments[0].file).schema.to_arrow_schema().names
         names += [name for name, _ in fragments[0].partitions]
         return configured_look(config.model, key or config.data.key, names, config.data.where, config.plugins)
-    return choose_look(_peek(fragments), label, key)
+    return choose_look(_peek(fragments), label, key, frozenset(name for name, _ in fragments[0].partitions))
 
 
 def _peek(fragments: Sequence[Fragment]) -> Merger:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from model.config import ModelConfig
+from model.scan import optional_columns
 from pipelines.inspect_faults import Damage
 from pipelines.inspect_leaks import leak_findings
-from pipelines.inspect_profile import MOST_PLACES, NUMBER, OTHER, TIME, ColumnProfile, Places
+from pipelines.inspect_profile import MOST_PLACES, NUMBER, OTHER, ColumnProfile, Places
 from pipelines.inspect_roles import (
     CONTEXT,
     KEY,
@@ -26,12 +27,14 @@ from pipelines.inspect_roles import (
     SEQUENCE,
     SEQUENCE_INDEX,
     UNUSED,
+    near_unique,
 )
 from pipelines.inspect_survey import Survey
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
 MOST_NAMED = 10  # damaged row groups of a file
+FEW_NUMBERS = 20  # different ones; such a label may be meant as classes
 RARE_CLASS = 10  # labels; fewer teach little and are lost in a split
 DOMINANT_CLASS = 0.95
 LONG_TAIL = 10  # times the 99th percentile
@@ -155,8 +158,9 @@ def _of_keys(survey: Survey) -> Iterator[Finding]:
         return
     told = f"{keys.duplicates:,} of {survey.rows:,} rows repeat a key that another row has"
     if len(keys.columns) > 1:
-        text = f"{told}: {' and '.join(map(repr, keys.columns))} together must name one row"
-        yield Finding(ERROR, "duplicate-keys", keys.columns[0], text)
+        names = " and ".join(map(repr, keys.columns))
+        text = f"{told}: {names} together must name one row; batch prediction refuses others"
+        yield Finding(WARNING, "duplicate-keys", keys.columns[0], text)
     else:
         text = (
             f"{told} ({keys.distinct:,} keys): name it as data.key, so that no key stands in training and "
@@ -182,11 +186,9 @@ def _of_column(survey: Survey, name: str, profile: ColumnProfile, *, values: boo
     if role.role in (SEQUENCE, CONTEXT, UNUSED):
         yield from _of_cardinality(name, profile)
     if role.reads == NUMERIC and role.role in (SEQUENCE, CONTEXT):
-        yield from _of_times(name, profile)
-    if profile.missing and role.role in (SEQUENCE, CONTEXT):
-        told = f"{profile.missing:,} {'null' if profile.missing == 1 else 'nulls'}"
-        cure = "declare `missing: mean` and `indicator: true`" if role.reads == NUMERIC else "they count as no value"
-        yield Finding(NOTE, "missing", name, f"holds {told}: {cure}", profile.places.get("null", Places()))
+        yield from _of_times(name, role.role, profile)
+    if role.role in (SEQUENCE, CONTEXT):
+        yield from _of_nulls(survey, name, profile)
 
 
 def _of_types(name: str, profile: ColumnProfile) -> Iterator[Finding]:
@@ -229,27 +231,48 @@ def _of_constant_parts(name: str, profile: ColumnProfile) -> Iterator[Finding]:
         flat = np.flatnonzero((moments.low == moments.high) & (moments.count > 1))
         if len(flat):
             parts = ", ".join(map(str, flat[:10])) + (", …" if len(flat) > 10 else "")
-            text = f"{len(flat)} of the {len(moments.count)} numbers a step never change (number {parts}, from 0)"
+            never = "never changes" if len(flat) == 1 else "never change"
+            text = f"{len(flat)} of the {len(moments.count)} numbers a step {never} (number {parts}, from 0)"
             yield Finding(WARNING, "constant-parts", name, text)
 
 
 def _of_cardinality(name: str, profile: ColumnProfile) -> Iterator[Finding]:
-    values, unique = profile.counts["known_values"], profile.distinct_values
-    if profile.kind == "string" and unique > 100 and unique > 0.5 * values:
+    if near_unique(profile):
         about = "" if profile.distinct.exact else "about "
-        text = f"almost every value stands once ({about}{unique:,} of {values:,}): an id? A model cannot learn from it"
+        counts = f"{about}{profile.distinct_values:,} of {profile.counts['known_values']:,}"
+        text = f"almost every value stands once ({counts}): an id? A model cannot learn from it"
         yield Finding(WARNING, "near-unique", name, text)
 
 
-def _of_times(name: str, profile: ColumnProfile) -> Iterator[Finding]:
-    cure = "time since the step before tells more (`dynamic-rnn prepare --time-delta`)"
-    if profile.kind == TIME:
-        yield Finding(NOTE, "time", name, f"is a time and is read as one large number: {cure}")
+def _of_times(name: str, role: str, profile: ColumnProfile) -> Iterator[Finding]:
+    cure = "the days from it to the last step, say, tell more"
+    if role == SEQUENCE:
+        cure = "time since the step before tells more (`dynamic-rnn prepare --time-delta`)"
+    if profile.dates:
+        yield Finding(NOTE, "time", name, f"is a point in time, read as seconds since 1970: {cure}")
     elif profile.integers and profile.distinct.count > 2:
         low, high = profile.quantiles.quantiles([0.0, 1.0]).tolist()
         for unit, scale in EPOCHS:
             if low >= YEAR_2000 * scale and high <= YEAR_2050 * scale:
                 yield Finding(WARNING, "time-as-number", name, f"looks like {unit} since 1970: {cure}")
+
+
+def _of_nulls(survey: Survey, name: str, profile: ColumnProfile) -> Iterator[Finding]:
+    told, lists = profile.missing_inside, profile.missing - profile.missing_inside
+    if lists:
+        text = f"holds {lists:,} null {'list' if lists == 1 else 'lists'}: read as having no step"
+        yield Finding(NOTE, "missing", name, text)
+    if not told:
+        return
+    model = survey.look.model
+    if model is not None:
+        cure = "the run bears them" if name in optional_columns(model) else "the run does not say what they become"
+    elif survey.roles[name].reads == NUMERIC:
+        cure = "declare `missing: mean` and `indicator: true`"
+    else:
+        cure = "they count as no value"
+    nulls = f"{told:,} {'null' if told == 1 else 'nulls'}"
+    yield Finding(NOTE, "missing", name, f"holds {nulls}: {cure}", profile.places.get("null", Places()))
 
 
 # The label ------------------------------------------------------------------------------------------------------
@@ -263,10 +286,17 @@ def _of_label(survey: Survey, *, values: bool) -> Iterator[Finding]:
     profile = survey.columns[name]
     if profile.missing and not survey.faults.counts:
         told = "1 label is" if profile.missing == 1 else f"{profile.missing:,} labels are"
-        text = f"{told} null: training refuses such rows"
+        text = f"{told} null: training refuses such rows; fill them in, or leave them out (`data.on_bad_rows: skip`)"
         yield Finding(ERROR, "label-missing", name, text, profile.places.get("null", Places()))
     if is_classification(survey):
         yield from _of_classes(name, profile, values=values)
+    elif survey.look.model is None and profile.kind == NUMBER and 1 < profile.distinct.count <= FEW_NUMBERS:
+        text = (
+            f"holds {profile.distinct.count} different numbers, which are predicted as numbers: if they are classes, "
+            "write them as strings or as whole numbers from 0 on"
+        )
+        if profile.counts["known_values"] >= RARE_CLASS * profile.distinct.count:
+            yield Finding(NOTE, "few-numbers", name, text)
 
 
 def is_classification(survey: Survey) -> bool:

@@ -129,6 +129,12 @@ class ColumnProfile:
         """Rows, steps and values that are null."""
         return self.counts["null_rows"] + self.counts["null_steps"] + self.counts["null_values"]
 
+    @property
+    def missing_inside(self) -> int:
+        """Nulls that stand for a missing value; a null list of steps is an empty one."""
+        lists = self.depth > 0 and not (self.fixed and self.depth == 1)
+        return self.missing - (self.counts["null_rows"] if lists else 0)
+
     def to_plain(self) -> dict[str, Any]:
         """Plain data that travels as JSON; floats come back bit by bit."""
         return {

@@ -18,7 +18,7 @@ from pipelines.config import RunConfig, run_config
 from pipelines.inspect_findings import ERROR, findings, is_classification
 from pipelines.inspect_leaks import leaking_columns
 from pipelines.inspect_profile import BOOLEAN, ColumnProfile
-from pipelines.inspect_roles import CATEGORICAL, CONTEXT, LABEL, MOST_CLASSES, NAMED, SEQUENCE, WEIGHT, Role
+from pipelines.inspect_roles import CATEGORICAL, CONTEXT, LABEL, MOST_CLASSES, NAMED, SEQUENCE, UNUSED, WEIGHT, Role
 from pipelines.inspect_sketch import value_order
 from pipelines.inspect_survey import Survey
 
@@ -56,6 +56,13 @@ def propose(survey: Survey, *, values: bool = True) -> Proposal:
 
 def _hindrance(survey: Survey) -> str | None:
     if not any(role.role == SEQUENCE for role in survey.roles.values()):
+        unread = [
+            f"{name!r}: {role.reason}"
+            for name, role in survey.roles.items()
+            if role.role == UNUSED and survey.columns[name].depth
+        ]
+        if unread:
+            return f"no column of lists can be read as sequences ({'; '.join(unread[:5])})"
         return "no column holds lists that a model could read as sequences; `dynamic-rnn prepare` makes them of events"
     if survey.label.name is None:
         return survey.label.reason
@@ -204,9 +211,9 @@ def declaration(name: str, profile: ColumnProfile, role: Role, *, absent: int = 
         declared["normalizer"] = "zscore"
     if profile.widths is not None:
         comments.append(f"{profile.widths[1]} numbers each")
-    if profile.missing or absent:
+    if profile.missing_inside or absent:
         declared |= {"missing": "mean", "indicator": True}
-        comments.append(f"{profile.missing + absent:,} nulls become the mean, and an indicator says so")
+        comments.append(f"{profile.missing_inside + absent:,} nulls become the mean, and an indicator says so")
     return declared, "; ".join(comments)
 
 

@@ -34,7 +34,10 @@ NAMED = "named"  # by a person
 NUMERIC, CATEGORICAL = "numeric", "categorical"
 SEQUENCE_INDEX = "sequence_index"
 MOST_CLASSES = 100  # distinct values that still look like classes
-LABEL_NAME = re.compile(r"^(label|labels|target|targets|class|classes|outcome|y|next_.+|.+_label|label_.+)$", re.I)
+LABEL_NAMES = (  # those that say it plainly come before those that hint at it
+    re.compile(r"^(label|labels|target|targets|class|classes|outcome|y)$", re.I),
+    re.compile(r"^(next_.+|.+_next|.+_label|label_.+|.+_target|target_.+)$", re.I),  # `prepare` writes …_next
+)
 KEY_NAME = re.compile(r"^(key|id|uuid|guid|.*_id|.*_key|.*_uuid|user|entity|session|visitor|customer|account)$", re.I)
 WEIGHT_NAME = re.compile(r"^(weight|weights|sample_weight|w)$", re.I)
 CODE_NAME = re.compile(r"(^|_)(id|code|type|kind|category|cat|class|zip|postcode)$", re.I)
@@ -68,8 +71,13 @@ class Merged(Protocol):
 # Before the pass ------------------------------------------------------------------------------------------------
 
 
-def choose_look(peek: Merged, label: str | None, key: str | None) -> tuple[Look, Choice, Choice]:
-    """(what to look for, the label, the key), from some row groups. ConfigError for a name that no column has."""
+def choose_look(
+    peek: Merged, label: str | None, key: str | None, in_paths: frozenset[str] = frozenset()
+) -> tuple[Look, Choice, Choice]:
+    """(what to look for, the label, the key), from some row groups; `in_paths` are columns of the files' paths.
+
+    ConfigError for a name that no column has.
+    """
     names = list(peek.columns)
     for option, name in (("--label", label), ("--key", key)):
         if name is not None and name not in names:
@@ -77,7 +85,7 @@ def choose_look(peek: Merged, label: str | None, key: str | None) -> tuple[Look,
                 f"{option} must name a column, but {name!r} is none{did_you_mean(name, names)}; "
                 f"the columns are {', '.join(names)}"
             )
-    told_label = choose_label(peek.columns, label)
+    told_label = choose_label(peek.columns, label, in_paths)
     told_key = choose_key(peek.columns, key, told_label.name)
     reference = choose_reference(peek.alike, told_label.name)
     return Look(reference, told_label.name, key_columns(told_key.name, names)), told_label, told_key
@@ -105,16 +113,21 @@ def choose_reference(alike: Mapping[str, int], label: str | None) -> str | None:
     return max(order, key=lambda name: (alike[name], name != label, -order.index(name)), default=None)
 
 
-def choose_label(columns: Mapping[str, ColumnProfile], given: str | None) -> Choice:
-    """A column called like a label, else the last scalar one with few values."""
+def choose_label(
+    columns: Mapping[str, ColumnProfile], given: str | None, in_paths: frozenset[str] = frozenset()
+) -> Choice:
+    """A column called like a label, else the last scalar one with few values that is not one `in_paths`."""
     if given is not None:
         return Choice(given, NAMED)
     usable = {name: told for name, told in columns.items() if told.kind != OTHER and not name.startswith(STATE_PREFIX)}
-    for name in usable:
-        if LABEL_NAME.match(name):
-            return Choice(name, "guessed from its name")
+    for pattern in LABEL_NAMES:
+        for name in usable:
+            if pattern.match(name):
+                return Choice(name, "guessed from its name")
     for name, told in reversed(usable.items()):
-        if not told.depth and _few_values(told) and not KEY_NAME.match(name) and name != SEQUENCE_INDEX:
+        if name in in_paths or told.depth or KEY_NAME.match(name) or name == SEQUENCE_INDEX:
+            continue
+        if _few_values(told):
             return Choice(name, "guessed: the last column with one of a few values a row")
     return Choice(None, "no column looks like a label: name it with --label")
 
@@ -202,6 +215,8 @@ def _input_role(name: str, profile: ColumnProfile, look: Look, disagreeing: int)
         return Role(UNUSED, reason=f"{_widths(profile)} numbers a step: they must be equally many")
     if not profile.depth or (profile.fixed and profile.depth == 1):
         return _context_role(name, profile, reads)
+    if near_unique(profile):
+        return Role(UNUSED, reads, "almost every value stands once: an id, not a feature")
     if 2 * disagreeing <= profile.counts["rows"]:
         return Role(SEQUENCE, reads)
     if reads == CATEGORICAL and profile.depth == 1:
@@ -214,6 +229,12 @@ def _context_role(name: str, profile: ColumnProfile, reads: str) -> Role:
     if reads == CATEGORICAL and not profile.depth and values > 20 and profile.distinct.count > 0.5 * values:
         return Role(UNUSED, reads, "almost every row has a value of its own: an id, not a feature")
     return Role(CONTEXT, reads)
+
+
+def near_unique(profile: ColumnProfile) -> bool:
+    """Whether strings are so many different ones that they name things rather than describe them."""
+    unique = profile.distinct_values
+    return profile.kind == STRING and unique > 100 and unique > 0.5 * profile.counts["known_values"]
 
 
 def _unreadable(profile: ColumnProfile) -> str | None:

@@ -177,7 +177,7 @@ def test_everything_suspicious_is_told_and_nothing_else(inspected: dict[str, Any
         ("time-as-number", "when"): "looks like milliseconds since 1970: time since the step before tells more "
         "(`dynamic-rnn prepare --time-delta`)",
         ("no-values", "nothing"): "holds nothing but nulls and empty lists",
-        ("constant-parts", "pair"): "1 of the 2 numbers a step never change (number 1, from 0)",
+        ("constant-parts", "pair"): "1 of the 2 numbers a step never changes (number 1, from 0)",
         ("label-copy", "leak_last"): "at its last step equals the label always",
         ("label-copy", "leak_copy"): "equals the label always",
         ("label-correlated", "leak_scaled"): "is the label on another scale: their correlation is -1.000000",
@@ -244,7 +244,9 @@ def test_class_balance_and_null_labels(tmp_path: Path) -> None:
     assert texts["dominant-class"] == (
         "'common' is 97.7% of the labels: accuracy says little; weigh the classes (class_weights)"
     )
-    assert texts["label-missing"] == "1 label is null: training refuses such rows"
+    assert texts["label-missing"] == (
+        "1 label is null: training refuses such rows; fill them in, or leave them out (`data.on_bad_rows: skip`)"
+    )
     assert told["classes"]["labels"] == 399
 
 
@@ -275,7 +277,8 @@ def test_pieces_of_a_key_need_an_index_of_their_own(tmp_path: Path) -> None:
     told = report(inspect_data(str(write(tmp_path / "data", table))))
     assert told["key"]["duplicate_rows"] == 1
     assert found(told)["duplicate-keys", "key"]["text"] == (
-        "1 of 4 rows repeat a key that another row has: 'key' and 'sequence_index' together must name one row"
+        "1 of 4 rows repeat a key that another row has: 'key' and 'sequence_index' together must name one row; "
+        "batch prediction refuses others"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from pyarrow import fs
+from typer.testing import CliRunner, Result
 
 from model import storage
 from model.checkpoint import load_bundle
@@ -136,6 +138,40 @@ def test_uris_of_other_stores_are_read_without_a_request() -> None:
     assert inner == "bucket/some data/größe/x"
     assert storage.join("gs://bucket/a?retry_limit_seconds=3", "b", "c") == "gs://bucket/a/b/c?retry_limit_seconds=3"
     assert storage.absolute("s3://bucket/runs/?region=eu-west-1") == "s3://bucket/runs?region=eu-west-1"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_inspect_writes_its_outputs_where_the_data_lie(
+    bucket: str, tmp_path: Path, make_table: Callable[..., pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.cli import app
+    from pipelines.config import load_run
+
+    monkeypatch.chdir(tmp_path)
+    data, page, told, run = (storage.join(bucket, "inspected", name) for name in ("d", "a b.html", "t.json", "r.yaml"))
+    put(storage.join(data, "a.parquet"), make_table(lengths=[3] * 30))
+
+    def inspect(*words: str) -> Result:
+        return CliRunner().invoke(app, ["--quiet", "inspect", data, "--label", "y", *words], catch_exceptions=False)
+
+    done = inspect("--html", page, "--json", told, "--write", run)
+    assert done.exit_code == 0, done.output
+    assert f"page: {page}\nreport: {told}\nrun: {run}; train it with: dynamic-rnn train '{run}'" in done.stdout
+    assert storage.read_bytes(page).startswith(b"<!doctype html>")
+    assert json.loads(storage.read_bytes(told))["rows"] == 30
+    assert load_run(run).data.train == data
+    assert list(tmp_path.iterdir()) == []
+    assert inspect("--html", page).exit_code == 0  # a page of inspect may be made anew
+    for option, path in (("--json", told), ("--write", run), ("--html", told)):
+        refused = inspect("--no-html" if option != "--html" else "--examples", option, path)
+        assert (refused.exit_code, refused.stderr) == (
+            2,
+            f"dynamic-rnn: {option}: {path} is there already; add --force to overwrite it, or choose another name\n",
+        )
+    directory = storage.join(bucket, "inspected")
+    assert inspect("--html", directory).stderr.endswith(f"--html must name a file, but {directory} is a directory\n")
+    nowhere = bucket.replace("data-bucket", "no-such-bucket/page.html")
+    assert inspect("--html", nowhere).stderr.startswith(f"dynamic-rnn: {nowhere}: cannot be written: ")
 
 
 @pytest.mark.slow
