@@ -250,10 +250,10 @@ def test_a_sweep_uses_what_was_fitted(make_run: Callable[..., RunConfig]) -> Non
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_training_uses_what_was_fitted_and_its_directory_keeps_it(make_run: Callable[..., RunConfig]) -> None:
-    config, scans = make_run(), Scans()
+    config, scans, lines = make_run(), Scans(), list[str]()
     fitted_data(config)
-    result = train(config, on_scan=scans)
-    assert scans.groups == 0
+    result = train(config, on_scan=scans, say=lines.append)
+    assert (scans.groups, lines) == (0, [])
     assert load_bundle(result.bundle).columns == ingest.load_prepared(config.directory).columns
     check_fit(config)  # it holds a run of these data
     with pytest.raises(ConfigError) as raised:
@@ -262,6 +262,23 @@ def test_a_training_uses_what_was_fitted_and_its_directory_keeps_it(make_run: Ca
         f"{config.directory} holds a run that was trained on other data or columns: model.num_classes was 3, but is "
         f"4; choose another name=…"
     )
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_training_says_why_it_fits_columns(make_run: Callable[..., RunConfig], data: Path) -> None:
+    class ToldError(Exception):
+        """Ends a training as soon as it has spoken."""
+
+    def say(line: str) -> None:
+        raise ToldError(line)
+
+    config = make_run()
+    with pytest.raises(ToldError, match=r"^fitting the columns: none are stored$"):
+        train(config, say=say)
+    fitted_data(config)
+    touch(data / "0.parquet")
+    with pytest.raises(ToldError, match=rf"^fitting the columns again: {data}/0\.parquet has changed$"):
+        train(config, say=say)
 
 
 CHANGES: dict[str, tuple[Callable[[Path, pa.Table], None], str]] = {
