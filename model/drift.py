@@ -27,6 +27,11 @@ class Agreement:
         """The columns that at least one file holds."""
         return list(self._known)
 
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        """Their types in the first file that holds more than nulls."""
+        return {name: arrow_type for name, (_, arrow_type, _) in self._known.items()}
+
     def add(self, types: Mapping[str, pa.DataType], file: str) -> None:
         """Takes a file's types; DataError where one contradicts that of an earlier file."""
         for name, arrow_type in types.items():
@@ -45,6 +50,13 @@ class Agreement:
 
 def shape_of(arrow_type: pa.DataType) -> Shape:
     """(lists around a value, what a value is, values of each list where that is fixed within another list)."""
+    depth, width, value = _unwrapped(arrow_type)
+    kind = _kind(value)
+    return depth, kind, width if kind == "number" else None
+
+
+def _unwrapped(arrow_type: pa.DataType) -> tuple[int, int | None, pa.DataType]:
+    """(lists around a value, values of the innermost list where that is fixed within another, the value's type)."""
     depth, width = 0, None
     while True:
         if isinstance(arrow_type, pa.BaseExtensionType):
@@ -55,8 +67,12 @@ def shape_of(arrow_type: pa.DataType) -> Shape:
             width = arrow_type.list_size if depth and pa.types.is_fixed_size_list(arrow_type) else None
             arrow_type, depth = arrow_type.value_type, depth + 1
         else:
-            kind = _kind(arrow_type)
-            return depth, kind, width if kind == "number" else None
+            return depth, width, arrow_type
+
+
+def value_type(arrow_type: pa.DataType) -> pa.DataType:
+    """What the innermost lists hold, as it is stored."""
+    return _unwrapped(arrow_type)[2]
 
 
 def _agree(one: Shape, other: Shape) -> bool:

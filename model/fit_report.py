@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from model.columns import Crossed, Key, Numeric, Vocabulary, Weighted, leaves, source_key, source_of
+from model.columns import Crossed, Key, Numeric, leaves, source_key, source_of
 from model.fitting import FittedNumeric, FittedVocabulary, FittedWeighted
 from model.labels import FittedLabel, ProblemType
 from model.merging import DataStats
@@ -38,9 +38,7 @@ def report_of(columns: FittedColumns, label: FittedLabel, stats: DataStats) -> P
             inner = fitted.source if isinstance(fitted, FittedWeighted) else fitted
             told |= {"values": own.filled, "buckets": inner.buckets}
             if isinstance(inner, FittedVocabulary):
-                declared = source.source if isinstance(source, Weighted) else source
-                assert isinstance(declared, Vocabulary), "a vocabulary's fitted form has its declaration"
-                told |= _keys(declared, inner, own)
+                told |= _keys(inner, own)
         found.append(told)
     return {"columns": found, "label": _label(label, stats.labels)}
 
@@ -63,14 +61,15 @@ def _crossed_boundaries(fitted: Any) -> dict[str, list[float]]:
     return {part.source.name: list(part.boundaries) for part in fitted.parts if part.type == "intervals"}
 
 
-def _keys(source: Vocabulary, fitted: FittedVocabulary, stats: ColumnStats) -> Plain:
-    """Keys and the share of values outside them; None where the keys come from a file, whose values are not counted."""
-    told: Plain = {"keys": len(fitted.keys), "oov_buckets": fitted.oov_buckets, "oov_share": None, "frequent": []}
-    if source.file is None:
-        known = {key: stats.keys[key] for key in fitted.keys if key in stats.keys}
-        told["oov_share"] = 1 - sum(known.values()) / stats.filled if stats.filled else 0.0
-        told["frequent"] = _frequent(Counter(known), stats.filled)
-    return told
+def _keys(fitted: FittedVocabulary, stats: ColumnStats) -> Plain:
+    """Keys, the share of values outside them, and the most frequent."""
+    known = {key: stats.keys[key] for key in fitted.keys if key in stats.keys}
+    return {
+        "keys": len(fitted.keys),
+        "oov_buckets": fitted.oov_buckets,
+        "oov_share": 1 - sum(known.values()) / stats.filled if stats.filled else 0.0,
+        "frequent": _frequent(Counter(known), stats.filled),
+    }
 
 
 def _frequent(counts: Counter[Key], total: int) -> list[tuple[Key, float]]:
@@ -112,7 +111,7 @@ def _line(told: Plain) -> str:
     if "keys" not in told:
         return f"{told['buckets']:,} ids for {told['values']:,} values"
     share = told["oov_share"]
-    unknown = "keys of a file, unknown values are not counted" if share is None else f"{_percent(share)} unknown"
+    unknown = "unknown values were not counted" if share is None else f"{_percent(share)} unknown"
     parts = [f"{told['keys']:,} keys", f"{told['values']:,} values", unknown]
     return ", ".join(parts) + (f"; most frequent: {_shares(told['frequent'])}" if told["frequent"] else "")
 

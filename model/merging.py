@@ -22,11 +22,11 @@ class InOrder:
     """Merges fragments' statistics by the fragments' numbers, whatever order they come in.
 
     Floats add up in one order alone, so the total has the same bits however many workers scanned. What is merged is let
-    go of: there stay the total and the few fragments that came before their turn.
+    go of: there stay the total and the few fragments that came before their turn. `merged` fragments are in the total.
     """
 
     def __init__(self) -> None:
-        self._merged = 0
+        self.merged = 0
         self._waiting: dict[int, DataStats] = {}
         self._columns: dict[str, ColumnStats] = {}
         self._labels = ColumnStats()
@@ -34,12 +34,12 @@ class InOrder:
     def add(self, number: int, part: DataStats) -> None:
         """Statistics of fragment `number`, counted from 0. DataError where they do not go with those before."""
         self._waiting[number] = part
-        while self._merged in self._waiting:
-            self._take(self._waiting.pop(self._merged))
-            self._merged += 1
+        while self.merged in self._waiting:
+            self._take(self._waiting.pop(self.merged))
+            self.merged += 1
 
     def _take(self, part: DataStats) -> None:
-        if not self._merged:  # copies, for the counts of the total grow in place
+        if not self.merged:  # copies, for the counts of the total grow in place
             self._columns = {key: _own(stats) for key, stats in part.columns.items()}
             self._labels = _own(part.labels)
             return

@@ -46,13 +46,21 @@ def find_fragments(
     return find(path, columns, optional=optional, where=where).fragments
 
 
-def find(path: PathLike, columns: Sequence[str], *, optional: Sequence[str] = (), where: Filter | None = None) -> Found:
+def find(
+    path: PathLike,
+    columns: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    where: Filter | None = None,
+    agreement: Agreement | None = None,
+) -> Found:
     """The non-empty row groups of all files under `path`, in (file, row group) order.
 
     Every footer is read first, so that a damaged file, a missing column or files that contradict each other are told
     before anything is computed. Columns may stand in the files or in their paths (`model.partitions`); those that are
     `optional` may be missing in some files, but not in all. Of the files and row groups that `where` excludes by paths
-    and statistics, nothing more is read.
+    and statistics, nothing more is read. An `agreement` holds the types of other paths, with which these files must
+    agree, too, as files of one data set do; it takes theirs.
     """
     files = find_files(path)
     parts = partitions_of(path, files)
@@ -65,7 +73,7 @@ def find(path: PathLike, columns: Sequence[str], *, optional: Sequence[str] = ()
     needed = list(dict.fromkeys([*columns, *(where.columns if where is not None else ())]))
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
         footers = list(threads.map(_footer_of, files, parts, repeat(where)))
-    _check_columns(footers, needed, optional)
+    _check_columns(footers, needed, optional, Agreement() if agreement is None else agreement)
     fragments = [fragment for footer in footers for fragment in _fragments(footer, needed)]
     rows = sum(sum(footer.rows) for footer in footers)
     if not fragments:
@@ -123,8 +131,9 @@ def _footer_of(file: str, parts: Partitions, where: Filter | None) -> _Footer:
     return _Footer(file, schema, rows, partitions, groups)
 
 
-def _check_columns(footers: Sequence[_Footer], needed: Sequence[str], optional: Sequence[str]) -> None:
-    agreement = Agreement()
+def _check_columns(
+    footers: Sequence[_Footer], needed: Sequence[str], optional: Sequence[str], agreement: Agreement
+) -> None:
     for footer in footers:
         _refuse_repeated(footer, needed)
         for name in needed:

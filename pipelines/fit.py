@@ -47,16 +47,16 @@ def fitted_data(
 ) -> Prepared:
     """A run's fitted columns and row indexes: what is stored where it is current, else scanned and stored.
 
-    `say` gets a line on why stored columns are not used. DataError for bad data; ConfigError where a resumed run would
-    go on with other data than it began with.
+    `say` gets a line on why columns are fitted: none are stored, or they no longer hold. DataError for bad data;
+    ConfigError where a resumed run would go on with other data than it began with.
     """
     directory, signature = config.directory, signature_of(config)
     stored = ingest.load_prepared(directory) if ingest.is_prepared(directory) else None
     changed = changes(config, signature) if stored is not None else []
     if stored is not None and not changed:
         return stored
-    if stored is not None and say is not None:
-        say(f"fitting the columns again: {told(changed)}")
+    if say is not None:
+        say("fitting the columns: none are stored" if stored is None else f"fitting the columns again: {told(changed)}")
     found = ingest.prepare_run(config, progress)
     if resume and stored is not None and not same(stored, found):
         raise ConfigError(

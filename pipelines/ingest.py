@@ -16,7 +16,11 @@ from typing import Any
 import numpy as np
 import ray.data
 
+from model.comparison import Comparison
+from model.config import ModelConfig
+from model.drift import Agreement
 from model.errors import ConfigError, DataError
+from model.file_vocabularies import with_file_keys
 from model.fit_report import report_of
 from model.labels import FittedLabel
 from model.merging import InOrder
@@ -63,13 +67,18 @@ def prepare_run(config: RunConfig, progress: Progress | None = None) -> Prepared
         names += [config.data.key] if config.data.key else []
     optional, where = optional_columns(config.model), config.data.where
     paths = [path for path in (config.data.train, config.data.validation) if path is not None]
-    found = [find(path, names, optional=optional, where=where) for path in paths]
+    agreement = Agreement()
+    found = [find(path, names, optional=optional, where=where, agreement=agreement) for path in paths]
+    model = with_file_keys(config.model, agreement.types)
     fragments, other = found[0].fragments, found[1].fragments if len(found) > 1 else []
     remove_tree(join(config.directory, QUARANTINE))  # what an earlier scan has left
     order = InOrder()
-    scans = scan(fragments + other, config, split, order, fitted=len(fragments), progress=progress)
+    compared = Comparison(model, order, len(fragments), config.data.validation)
+    scans = scan(fragments + other, config, model, split, order, compared, progress=progress)
     rows = _told(config, DataReport.of(found, scans))
     columns, label = fit_merged(config.model, order.total)
+    for line in compared.lines(label):
+        _log.warning(line)
     index = index_of(fragments, scans[: len(fragments)])
     validation = index_of(other, scans[len(fragments) :]) if other else None
     if split is not None:
@@ -110,22 +119,21 @@ def _checked(config: RunConfig, prepared: Prepared) -> Prepared:
 def scan(
     fragments: Sequence[Fragment],
     config: RunConfig,
+    model: ModelConfig,
     split: SplitBy | None,
     order: InOrder,
+    compared: Comparison,
     *,
-    fitted: int,
     progress: Progress | None = None,
 ) -> list[FragmentScan]:
-    """Lengths and split of all fragments in order; statistics of the first `fitted` go to `order`.
-
-    What columns are fitted on does not wait here for the last fragment: it would not fit into memory.
+    """Lengths and split of all fragments in order. Statistics by `model` go to `order` or, of those that are not
+    trained on, to `compared`: they do not wait here for the last fragment, for they would not fit into memory.
     """
     configure_ray_data()
     task = ScanTask(
         tuple(fragments),
-        config.model,
-        split if fitted == len(fragments) else None,
-        fitted,
+        model,
+        split,
         config.plugins,
         config.data.where,
         join(config.directory, QUARANTINE) if config.data.on_bad_rows == "skip" else None,
@@ -137,8 +145,10 @@ def scan(
     for done, row in enumerate(pipeline.iter_rows(), 1):
         found = FragmentScan.from_plain(value_of(row["scan"]))
         scans[row["id"]] = found.without_stats()
-        if row["id"] < fitted:
+        if row["id"] < compared.fitted:
             order.add(row["id"], found.stats)
+        else:
+            compared.add(found.stats)
         if progress is not None:
             progress(done, len(fragments))
     complete = [part for part in scans if part is not None]

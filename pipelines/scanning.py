@@ -32,7 +32,6 @@ class ScanTask:
     fragments: tuple[Fragment, ...]
     model: ModelConfig
     split: SplitBy | None
-    fitted: int
     plugins: tuple[str, ...]
     where: Filter | None = None
     quarantine: str | None = None
@@ -44,8 +43,7 @@ class ScanTask:
 
     def _scan(self, number: int) -> dict[str, Any]:
         on_bad = None if self.quarantine is None else Quarantine(self.quarantine)
-        fit = number < self.fitted
-        found = scan_fragment(self.fragments[number], self.model, self.split, fit=fit, where=self.where, on_bad=on_bad)
+        found = scan_fragment(self.fragments[number], self.model, self.split, fit=True, where=self.where, on_bad=on_bad)
         return found.to_plain()
 
 

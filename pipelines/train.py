@@ -72,8 +72,9 @@ def train(
     on_progress: Callable[[worker.Progress], None] | None = None,
     on_scan: ingest.Progress | None = None,
     on_report: Callable[[dict[str, float]], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> TrainResult:
-    """Trains a run on the Ray that is connected, and returns its best bundle.
+    """Trains a run on the Ray that is connected, and returns its best bundle. `say` hears why columns are fitted.
 
     Raises ConfigError when the run's directory is taken (or, with `resume`, holds other settings), DataError for bad
     data, TrainingError for a loss that is not finite, ResourceError when the cluster is too small.
@@ -86,7 +87,7 @@ def train(
     preflight_workers(workers[0], *per_worker, wait_seconds=resources.start_timeout_seconds)
     open_run(config, resume=resume)
     with mailbox() as box:
-        prepared, began = fitted_data(config, resume=resume, progress=on_scan), time.monotonic()
+        prepared, began = fitted_data(config, resume=resume, progress=on_scan, say=say), time.monotonic()
         write_start(config, prepared)
         with followed(config, void_from(config.directory), on_progress, on_report) as told:
             run_workers(config, workers, gpus, box, told)

@@ -250,10 +250,10 @@ def test_a_sweep_uses_what_was_fitted(make_run: Callable[..., RunConfig]) -> Non
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_training_uses_what_was_fitted_and_its_directory_keeps_it(make_run: Callable[..., RunConfig]) -> None:
-    config, scans = make_run(), Scans()
+    config, scans, lines = make_run(), Scans(), list[str]()
     fitted_data(config)
-    result = train(config, on_scan=scans)
-    assert scans.groups == 0
+    result = train(config, on_scan=scans, say=lines.append)
+    assert (scans.groups, lines) == (0, [])
     assert load_bundle(result.bundle).columns == ingest.load_prepared(config.directory).columns
     check_fit(config)  # it holds a run of these data
     with pytest.raises(ConfigError) as raised:
@@ -262,6 +262,23 @@ def test_a_training_uses_what_was_fitted_and_its_directory_keeps_it(make_run: Ca
         f"{config.directory} holds a run that was trained on other data or columns: model.num_classes was 3, but is "
         f"4; choose another name=…"
     )
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_training_says_why_it_fits_columns(make_run: Callable[..., RunConfig], data: Path) -> None:
+    class ToldError(Exception):
+        """Ends a training as soon as it has spoken."""
+
+    def say(line: str) -> None:
+        raise ToldError(line)
+
+    config = make_run()
+    with pytest.raises(ToldError, match=r"^fitting the columns: none are stored$"):
+        train(config, say=say)
+    fitted_data(config)
+    touch(data / "0.parquet")
+    with pytest.raises(ToldError, match=rf"^fitting the columns again: {data}/0\.parquet has changed$"):
+        train(config, say=say)
 
 
 CHANGES: dict[str, tuple[Callable[[Path, pa.Table], None], str]] = {
@@ -406,6 +423,29 @@ def test_the_report_tells_what_the_data_hold(make_run: Callable[..., RunConfig],
     assert prepared.report["label"]["classes"] == [(c, pytest.approx(np.mean(labels == c))) for c in range(3)]
 
 
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("form", ["strings", "integers"])
+def test_values_outside_a_vocabularys_file_are_counted(
+    make_run: Callable[..., RunConfig], data: Path, tmp_path: Path, form: str
+) -> None:
+    keys = ["de", "at"] if form == "strings" else [7, 3]
+    (tmp_path / "keys.txt").write_text("".join(f"{key}\n" for key in [*keys, 99 if form == "integers" else "xx"]))
+    values = []
+    for file in sorted(data.iterdir()):
+        table = pq.read_table(file)
+        own = [None if row == 5 else [*keys, 1 if form == "integers" else "fr"][row % 3] for row in range(24)]
+        values += [value for value in own if value is not None]
+        rewrite(file, table.set_column(table.column_names.index("country"), "country", pa.array(own)))
+    source = {"type": "vocabulary", "name": "country", "file": str(tmp_path / "keys.txt")}
+    columns = {"sequence": COLUMNS["sequence"][:1], "context": [{"type": "one_hot", "source": source}]}
+    prepared = fitted_data(make_run(columns=columns))
+    told = {told["column"]: told for told in prepared.report["columns"]}["country"]
+    assert told["keys"] == 3
+    assert told["oov_share"] == pytest.approx(np.mean([value not in keys for value in values]))
+    frequent = sorted(keys, key=lambda key: (-values.count(key), key))
+    assert told["frequent"] == [(key, pytest.approx(values.count(key) / len(values))) for key in frequent]
+
+
 def test_lines_say_what_is_told() -> None:
     report = {
         "columns": [
@@ -432,7 +472,7 @@ def test_lines_say_what_is_told() -> None:
         "b (context, numeric)": "2 numbers a step, all in 1 … 1",
         "c (numeric)": "no value that is not missing",
         "d (vocabulary)": "3 keys, 1,000 values, 0.5 % unknown; most frequent: 'x' 50 %, 7 25 %",
-        "e (vocabulary)": "2 keys, 9 values, keys of a file, unknown values are not counted",
+        "e (vocabulary)": "2 keys, 9 values, unknown values were not counted",
         "f (hash bucket)": "1,000 ids for 9 values",
         "g_X_h (crossed)": "50 ids; intervals of h at 0.5",
         "y (label, classification)": "6 classes of 1,200 labels: 'k' 50 %, 'l' 20 %, 'm' 10 %, 'n' 10 %, 'o' 6 %; "
