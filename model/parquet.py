@@ -20,7 +20,7 @@ from model.filters import Filter
 from model.partitions import Partitions, partitions_of
 from model.plan import Fragment, PartitionValue
 from model.settings import did_you_mean
-from model.storage import PathLike, find_files, resolve
+from model.storage import PathLike, find_files, is_refused, resolve, why
 
 if TYPE_CHECKING:  # loaded by the functions that use it: a quarter of what `from model import …` would take
     import pyarrow.parquet as pq
@@ -186,7 +186,7 @@ def read_footer(file: str, columns: Sequence[str] = ()) -> pq.FileMetaData:
             file=file,
         ) from error
     except OSError as error:
-        raise DataError(f"cannot be read: {first_line(error)}", file=file) from error
+        raise DataError(f"cannot be read: {why(file, error)}", file=file) from error
     except _EXTENSION_FAULTS as error:
         raise _strange_extension(file) from error
     for name in columns:
@@ -237,15 +237,24 @@ def _read(fragment: Fragment, columns: Sequence[str] | None) -> pa.Table:
         with pq.ParquetFile(inner, filesystem=filesystem) as reader:
             return reader.read_row_group(fragment.row_group, columns=columns, use_threads=False)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise not_decoded(fragment, first_line(error)) from error
+        raise undecodable(fragment, error) from error
     except _EXTENSION_FAULTS as error:
         raise _strange_extension(fragment.file) from error
 
 
-def not_decoded(fragment: Fragment, why: str) -> DecodeError:
+def undecodable(fragment: Fragment, error: BaseException) -> DecodeError:
+    """What to say of a row group that a library could not read."""
+    if is_refused(fragment.file, error):
+        return DecodeError(
+            f"row group {fragment.row_group} cannot be read: {why(fragment.file, error)}", file=fragment.file
+        )
+    return not_decoded(fragment, first_line(error))
+
+
+def not_decoded(fragment: Fragment, reason: str) -> DecodeError:
     """What to say of a row group whose pages give no rows."""
     return DecodeError(
-        f"row group {fragment.row_group} cannot be decoded ({why}); write or remove the file", file=fragment.file
+        f"row group {fragment.row_group} cannot be decoded ({reason}); write or remove the file", file=fragment.file
     )
 
 

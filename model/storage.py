@@ -79,11 +79,34 @@ def _encoded(inner: str) -> str:
     return quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", inner), safe="/%!$&'()*+,;=:@[]")
 
 
+def is_refused(path: PathLike, error: BaseException) -> bool:
+    """Whether a filesystem refused access, so that it is not the file that is at fault."""
+    return bool(_ACCESS_REFUSED.search(str(error))) if is_remote(path) else isinstance(error, PermissionError)
+
+
+def why(path: PathLike, error: BaseException) -> str:
+    """What a filesystem says, in one line; where it refused access, that and what to check."""
+    reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+    if not is_refused(path, error):
+        return reason
+    if not is_remote(path):
+        return f"{reason}; check its permissions"
+    return f"access was refused ({reason}); check the credentials, and that they may read or write there"
+
+
+# The names of S3's and Google's errors, as their SDKs write them; a HEAD request has nothing but its status.
+_ACCESS_REFUSED = re.compile(
+    "ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN_ID|INVALID_SIGNATURE|"
+    "EXPIRED_?TOKEN|PERMISSION_DENIED|UNAUTHENTICATED|HTTP status 40[13]|Permission denied",
+    re.IGNORECASE,
+)
+
+
 def _refused(path: PathLike, what: str, error: OSError) -> ConfigError:
     """What people can mend: a name, permissions, credentials, an endpoint."""
-    cure = "the bucket's name, the credentials, the region and the endpoint" if is_remote(path) else "its permissions"
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ConfigError(f"{path}: cannot be {what}: {reason}; check {cure}")
+    known = is_refused(path, error) or not is_remote(path)
+    cure = "" if known else "; check the bucket's name, the credentials, the region and the endpoint"
+    return ConfigError(f"{path}: cannot be {what}: {why(path, error)}{cure}")
 
 
 @contextmanager
@@ -217,7 +240,7 @@ def find_files(pattern: PathLike, suffix: str = ".parquet") -> list[str]:
     try:
         found = _glob(text, suffix) if _is_glob(text) else _below(text, suffix)
     except OSError as error:
-        raise DataError(f"cannot be listed: {str(error).splitlines()[0]}", file=text) from error
+        raise DataError(f"cannot be listed: {why(text, error)}", file=text) from error
     if not found:
         raise DataError(f"must hold at least one {suffix} file, but holds none; check the path", file=text)
     return sorted(found)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.parquet import columns_in_file, first_line, not_decoded
+from model.parquet import columns_in_file, not_decoded, undecodable
 from model.plan import Fragment
 from model.storage import resolve, stem
 
@@ -180,4 +180,4 @@ def _pieces(block: Block, columns: Sequence[str]) -> Iterator[pa.Table]:
             ):
                 yield _completed(pa.table(batch), fragment, names)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise not_decoded(fragment, first_line(error)) from error
+        raise undecodable(fragment, error) from error

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from pyarrow import fs
 from typer.testing import CliRunner, Result
 
 from model import storage
-from model.checkpoint import load_bundle
-from model.errors import ConfigError, DataError
+from model.checkpoint import load_bundle, save_bundle
+from model.errors import ConfigError, DataError, DecodeError
 from model.filters import Filter
-from model.parquet import find, find_fragments, read_fragment
+from model.parquet import find, find_fragments, is_stored, read_fragment
 from model.plan import Fragment
 from model.runs import resolve_bundle
+from pipelines.blocks import Block, read_slices
+from pipelines.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {
@@ -131,6 +134,65 @@ def test_what_people_can_mend_is_told(server: str, bucket: str) -> None:
     nobody = "s3://data-bucket/x?scheme=http&endpoint_override=127.0.0.1:9"
     with pytest.raises((DataError, ConfigError), match="cannot be"):
         storage.find_files(nobody)
+
+
+@pytest.fixture
+def refused(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """From now on the server checks credentials, and those of this process are nobody's."""
+    from moto.core.authorization import enable_iam_authentication
+
+    put(storage.join(bucket, "secret", "a.parquet"), pa.table({"x": [[1.0]]}))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIANOBODYSKEY000000")
+    storage._bucket.cache_clear()
+    with enable_iam_authentication():
+        yield
+    storage._bucket.cache_clear()
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize(
+    ("command", "path"),
+    [
+        ("train", "secret"),
+        ("train", "secret/a.parquet"),
+        ("inspect", "secret"),
+        ("inspect", "secret/*"),
+        ("predict", "secret"),
+        ("predict a bundle", "secret"),
+    ],
+)
+def test_refused_credentials_are_told_at_once(
+    bucket: str, tmp_path: Path, make_config: Any, make_bundle: Any, command: str, path: str
+) -> None:
+    data, bundle = storage.join(bucket, *path.split("/")), tmp_path / "bundle"
+    save_bundle(bundle, make_bundle())
+    run = {"output": str(tmp_path / "runs"), "data": {"train": data}, "model": make_config().model_dump(mode="json")}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    arguments = {
+        "train": ["train", str(tmp_path / "run.yaml")],
+        "inspect": ["inspect", data],
+        "predict": ["predict", str(bundle), data, str(tmp_path / "out")],
+        "predict a bundle": ["predict", data, str(tmp_path), str(tmp_path / "out")],
+    }
+    began = time.monotonic()
+    told = CliRunner().invoke(app, arguments[command], catch_exceptions=False)
+    assert time.monotonic() - began < 20
+    assert (told.exit_code, told.stdout) == (2, "")
+    (line,) = told.stderr.splitlines()
+    named = storage.join(data, "MANIFEST.json") if command == "predict a bundle" else data
+    assert line.startswith(f"dynamic-rnn: {named}: cannot be ")
+    assert "access was refused (" in line
+    assert line.endswith("; check the credentials, and that they may read or write there")
+
+
+@pytest.mark.usefixtures("refused")
+def test_credentials_that_expire_while_reading_are_no_damage(bucket: str) -> None:
+    fragment = Fragment(storage.join(bucket, "secret", "a.parquet"), 0, 1)
+    block = Block(fragment, "a.parquet", 0, 1, 0)
+    for read in (lambda: read_fragment(fragment, ["x"]), lambda: list(read_slices(block, ["x"]))):
+        with pytest.raises(DecodeError, match=r"row group 0 cannot be read: access was refused \(.*; check the cred"):
+            read()
+    assert not is_stored(fragment)
 
 
 def test_uris_of_other_stores_are_read_without_a_request() -> None:

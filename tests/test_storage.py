@@ -93,7 +93,7 @@ def test_a_directory_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(storage, "resolve", lambda path: (Locked(), str(path)))
     with pytest.raises(DataError) as raised:
         storage.find_files(tmp_path)
-    assert str(raised.value) == f"{tmp_path}: cannot be listed: [Errno 13] Permission denied"
+    assert str(raised.value) == f"{tmp_path}: cannot be listed: [Errno 13] Permission denied; check its permissions"
 
 
 def test_a_relative_path_means_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
