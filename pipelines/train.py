@@ -28,11 +28,12 @@ import ray.train.torch
 from model.checkpoint import load_bundle
 from model.errors import ConfigError, DynamicRnnError, TrainingError, from_plain, to_plain
 from model.plan import Plan
-from model.runs import METRICS, RUN_YAML, SWEEP, resolve_bundle
+from model.runs import CHECKPOINTS as RAY_RUN
+from model.runs import METRICS, RUN_YAML, SWEEP, checkpoint_names, resolve_bundle
 from model.settings import dump_yaml
 from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
 from pipelines import batching, ingest, keeping, worker
-from pipelines.checkpoints import checkpoint_names, latest_checkpoint, remove_untold, tell, write_checkpoint
+from pipelines.checkpoints import latest_checkpoint, remove_untold, tell, write_checkpoint
 from pipelines.cluster import available_gpus, preflight_workers
 from pipelines.config import RunConfig, run_config
 from pipelines.fit import fitted_data
@@ -49,7 +50,7 @@ from pipelines.turns import Step
 from pipelines.watchdog import watching
 from pipelines.workers import settled
 
-ERROR, RAY_RUN = "error.json", "train"
+ERROR = "error.json"
 
 
 @dataclass(frozen=True)
