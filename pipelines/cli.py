@@ -112,6 +112,7 @@ def _train(console: Console, run: RunConfig, *, resume: bool = False) -> Any:
                 on_scan=display.on_scan,
                 on_progress=display.on_progress,
                 on_report=display.on_report,
+                say=console.note,
             )
         except KeyboardInterrupt:
             display.close()
