@@ -8,13 +8,21 @@ from __future__ import annotations
 from typing import Literal
 
 from model.errors import CheckpointError
-from model.storage import PathLike, absolute, exists, join, read_bytes, write_bytes
+from model.storage import PathLike, absolute, exists, join, list_names, read_bytes, write_bytes
 
 Pointer = Literal["best", "latest"]
 MANIFEST = "MANIFEST.json"  # written last: a directory without it is not a bundle
 RUN_YAML = "run.yaml"  # the settings of a run
 METRICS = "metrics.jsonl"  # what a run or a sweep has once it has something to lose
+CHECKPOINTS, CHECKPOINT_PREFIX = "train", "checkpoint_"  # Ray Train's directory of a run, and what to resume from in it
+TRIALS = "trials.jsonl"  # what a sweep has once it has ended, or was stopped
 SWEEP = "tune"  # what only the directory of a sweep holds
+
+
+def checkpoint_names(directory: PathLike) -> list[str]:
+    """Checkpoints in Ray Train's directory of a run, the oldest first; its own files have other names."""
+    names = [name for name in list_names(directory) if name.startswith(CHECKPOINT_PREFIX)]
+    return [name for name in names if name[len(CHECKPOINT_PREFIX)].isdigit()]
 
 
 def point_to(run_directory: PathLike, pointer: Pointer, bundle: str) -> None:

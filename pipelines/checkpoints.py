@@ -15,11 +15,10 @@ import ray.train
 
 from model.checkpoint import Bundle, TrainingState, load_bundle, load_training_state, save_bundle
 from model.errors import CheckpointError
-from model.runs import MANIFEST
-from model.storage import exists, join, list_names, remove_tree
+from model.runs import CHECKPOINT_PREFIX as PREFIX
+from model.runs import MANIFEST, checkpoint_names
+from model.storage import exists, join, remove_tree
 from pipelines.worker import Report
-
-PREFIX = "checkpoint_"
 
 
 def write_checkpoint(directory: str, report: Report) -> Any:
@@ -50,11 +49,6 @@ def _known_name() -> str:
 
 def _step(name: str) -> int:
     return int(name.removeprefix(PREFIX).partition("_")[0] or 0)
-
-
-def checkpoint_names(directory: str) -> list[str]:
-    """Checkpoints in Ray Train's directory of a run, the oldest first; its own files have other names."""
-    return [name for name in list_names(directory) if name.startswith(PREFIX) and name[len(PREFIX)].isdigit()]
 
 
 def tell(meet: Callable[..., None], metrics: dict[str, float], checkpoint: Any = None) -> None:

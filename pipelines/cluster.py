@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from model.errors import ConfigError, ResourceError
-from pipelines.machine import listens
+from pipelines.machine import listens, memory_bytes
 from pipelines.private_ray import EVERY_RAY, private_ray, set_defaults
 
 SPARE_CPUS = 2  # without a spare logical CPU Ray Data waits for ever, and says nothing
@@ -104,6 +104,14 @@ def available_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def node_memories() -> list[int]:
+    """Bytes of memory of each node that has CPUs: this machine's own, else what Ray counts there."""
+    nodes = [node for node in _nodes() if node.get("CPU", 0.0)]
+    if len(nodes) <= 1:
+        return [memory_bytes()]
+    return [int(node.get("memory", 0) + node.get("object_store_memory", 0)) for node in nodes]
 
 
 def configure_ray_data() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from model.runs import METRICS, RUN_YAML, SWEEP, pointed
+from model.runs import CHECKPOINTS, METRICS, RUN_YAML, SWEEP, TRIALS, checkpoint_names, pointed
 from model.storage import exists, join, list_names, read_bytes, write_bytes
 from pipelines.console import TrainingProgress
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipelines.tracking import Outcome
 
 STATUS = "status.json"
+ENDED_EARLY = ("failed", "interrupted", "stopped")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ class StatusFile:
 
 @dataclass(frozen=True)
 class RunLine:
-    """A run in the list. `metric` names what its best bundle is best in; None where nothing was validated yet."""
+    """A run in the list. `metric` names what its best bundle is best in; None where nothing was validated yet.
+
+    `resumable`: it has not come to its end, nobody trains it, and there is something to go on from.
+    """
 
     name: str
     status: str
@@ -72,6 +76,7 @@ class RunLine:
     value: float | None
     updated: float | None
     bundle: str | None
+    resumable: bool = False
 
 
 def list_runs(output: str) -> list[RunLine]:
@@ -84,18 +89,39 @@ def _line(output: str, name: str) -> RunLine | None:
     sweep = exists(join(directory, SWEEP))
     if not sweep and not exists(join(directory, RUN_YAML)):
         return None
+    try:
+        return _told(name, directory, sweep=sweep)
+    except (ValueError, TypeError, KeyError) as error:  # a file cut short, or of another version: the others are listed
+        return RunLine(name, f"unreadable: {error}", None, None, None, None, None)
+
+
+def _told(name: str, directory: str, *, sweep: bool) -> RunLine:
     best = pointed(directory, "best")
     told = _status(directory)
+    status = "sweep" if sweep else "not begun" if told is None else shown_status(told)
     metric, value = _best_metric(directory)
     return RunLine(
         name=name,
-        status="sweep" if sweep else "not begun" if told is None else shown_status(told),
+        status=status,
         step=None if told is None else told.step,
         metric=metric,
         value=value,
         updated=None if told is None else told.updated,
         bundle=None if best is None else join(directory, best),
+        resumable=_sweep_is_open(directory) if sweep else status in ENDED_EARLY and _has_begun(directory),
     )
+
+
+def _has_begun(directory: str) -> bool:
+    return exists(join(directory, METRICS)) or bool(checkpoint_names(join(directory, CHECKPOINTS)))
+
+
+def _sweep_is_open(directory: str) -> bool:
+    """Whether trials of a sweep were left; of one that runs now, too, for a sweep keeps no status."""
+    if not exists(join(directory, TRIALS)):
+        return exists(join(directory, METRICS))
+    lines = read_bytes(join(directory, TRIALS)).decode().splitlines()
+    return any(json.loads(line)["status"] in ("unfinished", "not started") for line in lines)
 
 
 def shown_status(told: Status) -> str:

@@ -28,12 +28,13 @@ import ray.train.torch
 from model.checkpoint import load_bundle
 from model.errors import ConfigError, DynamicRnnError, TrainingError, from_plain, to_plain
 from model.plan import Plan
-from model.runs import METRICS, RUN_YAML, SWEEP, resolve_bundle
+from model.runs import CHECKPOINTS as RAY_RUN
+from model.runs import METRICS, RUN_YAML, SWEEP, checkpoint_names, resolve_bundle
 from model.settings import dump_yaml
 from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
-from pipelines import batching, ingest, keeping, worker
-from pipelines.checkpoints import checkpoint_names, latest_checkpoint, remove_untold, tell, write_checkpoint
-from pipelines.cluster import available_gpus, preflight_workers
+from pipelines import batching, ingest, keeping, memory, worker
+from pipelines.checkpoints import latest_checkpoint, remove_untold, tell, write_checkpoint
+from pipelines.cluster import available_gpus, node_memories, preflight_workers
 from pipelines.config import RunConfig, run_config
 from pipelines.fit import fitted_data
 from pipelines.keeping import BUNDLES, ENDED, read_metrics
@@ -50,7 +51,7 @@ from pipelines.turns import Step
 from pipelines.watchdog import watching
 from pipelines.workers import settled
 
-ERROR, RAY_RUN = "error.json", "train"
+ERROR = "error.json"
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ def train(
     on_progress: Callable[[worker.Progress], None] | None = None,
     on_scan: ingest.Progress | None = None,
     on_report: Callable[[dict[str, float]], None] | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> TrainResult:
-    """Trains a run on the Ray that is connected, and returns its best bundle. `say` hears why columns are fitted.
+    """Trains a run on the Ray that is connected, and returns its best bundle. `say` gets lines for people.
 
     Raises ConfigError when the run's directory is taken (or, with `resume`, holds other settings), DataError for bad
     data, TrainingError for a loss that is not finite, ResourceError when the cluster is too small.
@@ -89,6 +90,7 @@ def train(
     with mailbox() as box:
         prepared, began = fitted_data(config, resume=resume, progress=on_scan, say=say), time.monotonic()
         write_start(config, prepared)
+        tell_memory(config, prepared, workers, say)
         with followed(config, void_from(config.directory), on_progress, on_report) as told:
             run_workers(config, workers, gpus, box, told)
             result = finished(config.directory)
@@ -110,6 +112,19 @@ def run_workers(config: RunConfig, workers: tuple[int, int], gpus: int, box: Mai
             watchdog.explain(error)
             raise
     raise_recorded(config.directory)
+
+
+def tell_memory(
+    config: RunConfig, prepared: ingest.Prepared, workers: tuple[int, int], say: Callable[[str], None]
+) -> None:
+    """Says what a worker needs, and whether the nodes have so much; each worker then asks its own."""
+    fewest, most = workers
+    needed = memory.estimate_of(config, prepared, fewest)
+    say(f"memory of a worker: {needed}")
+    nodes = node_memories()
+    warning = memory.warning(needed, min(nodes), -(-most // len(nodes)), "a node")
+    if warning is not None:
+        say(warning)
 
 
 def reported(config: RunConfig, prepared: ingest.Prepared, result: TrainResult, seconds: float) -> TrainResult:
@@ -263,6 +278,8 @@ def job_of(config: RunConfig, telemetry: Telemetry, pulse: Pulse, *, gpu: bool) 
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device() if gpu else torch.device("cpu")
     reduce = pulse.meet(sum_over_workers) if world > 1 else None
+    needed = memory.estimate_of(config, prepared, world)
+    memory.require_here(needed, device, context.get_local_world_size())
     if rank == 0:
         remove_untold(join(config.directory, RAY_RUN))
     return worker.Job(

@@ -25,6 +25,7 @@ from pipelines.charts import histogram, lines
 from pipelines.config import RunConfig
 from pipelines.html_report import chart, metric_name, render
 from pipelines.ingest import Prepared
+from pipelines.memory import estimate_of
 from pipelines.reading import Request, RowReader
 
 REPORT = "report.html"
@@ -41,6 +42,7 @@ def write_report(
 ) -> str:
     """Writes the page; returns where it lies. `metrics` are the lines of metrics.jsonl, `seconds` those of training."""
     best = load_bundle(bundle)
+    needed = estimate_of(config, prepared, int(best.provenance.get("workers", 1)))
     page = render(
         "training_page.html",
         command="train",
@@ -57,7 +59,7 @@ def write_report(
         keys=told_keys(metrics),
         data=data_summary(prepared),
         settings=dump_yaml(config),
-        environment=environment(),
+        environment=environment() | {"memory of a worker": str(needed)},
         per_step=prepared.label.per_step,
         **errors_of(best, prepared, config.plugins),
     )

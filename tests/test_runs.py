@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,48 @@ def test_a_run_whose_driver_lives_is_running(tmp_path: Path) -> None:
     write_metrics(tmp_path / "a", report(3, None))
     (line,) = list_runs(str(tmp_path))
     assert (line.status, line.step, line.metric, line.value) == ("running", 3, "train_loss", 0.9)
+
+
+def test_what_can_be_resumed_is_told(runs: Path) -> None:
+    """What was stopped with a checkpoint or a validation; sweeps with trials left. Not what has ended or runs."""
+    assert [line.name for line in list_runs(str(runs)) if line.resumable] == []
+    (runs / "c" / "train").mkdir()
+    (runs / "c" / "train" / "checkpoint_manager_snapshot.json").touch()
+    assert [line.name for line in list_runs(str(runs)) if line.resumable] == []
+    (runs / "c" / "train" / "checkpoint_00000010_abc").mkdir()
+    write_metrics(runs / "b", report(5, 0.25))
+    write_metrics(runs / "d", {"trial": "000", **report(5, 0.25)})
+    running = begun(runs / "e")
+    write_metrics(runs / "e", report(5, 0.25))
+    assert [line.name for line in list_runs(str(runs)) if line.resumable] == ["b", "c", "d"]
+    running.close(Outcome("interrupted"))
+    (runs / "d" / "trials.jsonl").write_text('{"status": "finished"}\n{"status": "failed"}\n')
+    assert [line.name for line in list_runs(str(runs)) if line.resumable] == ["b", "c", "e"]
+    (runs / "d" / "trials.jsonl").write_text('{"status": "finished"}\n{"status": "not started"}\n')
+    assert [line.name for line in list_runs(str(runs)) if line.resumable] == ["b", "c", "d", "e"]
+    table = CliRunner().invoke(app, ["runs", str(runs)]).stdout.splitlines()
+    assert [line.split()[0] for line in table if " yes" in line] == ["b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("status.json", '{"status": "run'), ("status.json", "{}"), ("metrics.jsonl", '{"step": 1}\n{"st')],
+)
+def test_a_run_that_cannot_be_read_is_listed_as_such_beside_the_others(runs: Path, file: str, text: str) -> None:
+    (runs / "b" / file).write_text(text)
+    lines = {line.name: line.status for line in list_runs(str(runs))}
+    assert lines.pop("b").startswith("unreadable: ")
+    assert lines == {"a": "finished", "c": "stopped", "d": "sweep"}
+
+
+def test_two_hundred_runs_are_listed_in_seconds(tmp_path: Path) -> None:
+    for number in range(200):
+        begun(tmp_path / f"{number:03d}").close(Outcome("finished"))
+        write_metrics(tmp_path / f"{number:03d}", *(report(step, 1 / (step + number)) for step in range(1, 501)))
+    began = time.monotonic()
+    lines = list_runs(str(tmp_path))
+    assert time.monotonic() - began < 20  # half a second on an idle machine
+    assert [line.value for line in lines] == [1 / (500 + number) for number in range(200)]
 
 
 def test_the_command_prints_a_table_or_json(runs: Path) -> None:

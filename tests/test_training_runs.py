@@ -18,8 +18,8 @@ import yaml
 
 from model.checkpoint import load_bundle
 from model.errors import DataError, TrainingError
+from model.runs import checkpoint_names
 from model.storage import list_names
-from pipelines.checkpoints import checkpoint_names
 from pipelines.config import RunConfig, run_config
 from pipelines.train import train
 

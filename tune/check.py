@@ -20,7 +20,6 @@ from pipelines.resume import flat
 from tune.config import TuneConfig, tune_config
 from tune.points import check_points
 
-TRIALS = "trials.jsonl"
 REPORTS = "metrics.jsonl"  # as in a run, so that neither takes the other's directory for a free one
 RAY_TUNE, RAY_TRAIN = "tune", "train"  # directories below the sweep's that belong to Ray
 _FREE = ("name", "output", "data.test", "resources.address", "serve")

@@ -20,7 +20,7 @@ import ray.exceptions
 
 from model.checkpoint import load_bundle, save_bundle
 from model.errors import ResourceError, TrainingError
-from model.runs import RUN_YAML, point_to, pointed
+from model.runs import RUN_YAML, TRIALS, point_to, pointed
 from model.settings import dump_yaml
 from model.storage import exists, join, make_directory, remove_tree, write_bytes
 from pipelines import ingest
@@ -30,7 +30,7 @@ from pipelines.fit import fitted_data
 from pipelines.mailbox import mailbox
 from pipelines.telemetry import listening
 from pipelines.train import interruptible
-from tune.check import RAY_TRAIN, RAY_TUNE, TRIALS, check_sweep
+from tune.check import RAY_TRAIN, RAY_TUNE, check_sweep
 from tune.collect import collected
 from tune.config import TuneConfig
 from tune.following import following
