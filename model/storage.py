@@ -219,7 +219,13 @@ def remove_tree(path: PathLike) -> None:
             shutil.rmtree(inner)
         return
     if is_directory(path):
-        filesystem.delete_dir(inner)
+        try:
+            filesystem.delete_dir(inner)
+        except (
+            FileNotFoundError
+        ):  # from Google's store, where nobody made the directory: there were only files below it
+            if is_directory(path):
+                raise
 
 
 def remove_file(path: PathLike) -> None:
