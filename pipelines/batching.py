@@ -9,6 +9,7 @@ read once, encoded, and kept: the batches are the same.
 from __future__ import annotations
 
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
@@ -32,6 +33,9 @@ from pipelines.reading import ERROR, ReadTask, Request, RowReader
 CPU = torch.device("cpu")
 ROWS_PER_PIPELINE = 1 << 20  # bounds the row numbers that one pipeline holds
 REQUESTS_PER_PIPELINE = 1 << 9
+SWITCH_SECONDS = (
+    5e-4  # Ray Data's threads wait so long for the one that pads: measured, a sixteenth faster than with 5e-3
+)
 KEPT_BYTES = 512 * 2**20  # of encoded rows that a worker keeps rather than reads again each epoch
 
 
@@ -50,6 +54,7 @@ def batches(
     Some are computed ahead, in a thread, and lie on `device` when they come.
     """
     keep_freed_memory()
+    sys.setswitchinterval(SWITCH_SECONDS)
     return prefetched(_batches(plan, reader, rank, world, start_step, stop_step, plugins), device)
 
 
