@@ -12,26 +12,39 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token is written in
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")  # else each shutdown waits 30 s
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
 import hypothesis
 import numpy as np
+import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from model import registry
 from model.batch import SequenceBatch, collate
-from model.checkpoint import Bundle, bundle_of
+from model.checkpoint import Bundle, bundle_of, load_bundle
 from model.config import ModelConfig
 from model.labels import FittedLabel, PredictionType, ProblemType
 from model.network import build_network
 from model.plan import DataIndex, Fragment, Plan
 from model.rows import EncodedRows, FittedColumns, column_stats
+from model.runs import pointed
+from model.storage import join
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=60)
 hypothesis.settings.load_profile("repeatable")
@@ -313,3 +326,146 @@ def _train_in_memory(
 
 def _index_of(rows: EncodedRows) -> DataIndex:
     return DataIndex((Fragment("memory", 0, len(rows)),), rows.lengths_B)
+
+
+# Commands in processes of their own, to be ended --------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent.parent
+MARK = "DYNAMIC_RNN_MARK"
+
+
+class Started:
+    """`dynamic-rnn` in a process of its own; whatever process it starts, anywhere, inherits its mark."""
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        log: Path,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        cwd: Path = ROOT,
+        patience_seconds: float = 240,
+    ) -> None:
+        self.mark, self.log, self.patience_seconds = str(uuid.uuid4()), log, patience_seconds
+        with log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines", *words],
+                env={**environment, MARK: self.mark},
+                cwd=cwd,
+                stdout=stream,
+                stderr=stream,
+            )
+
+    @property
+    def told(self) -> str:
+        """What it has written so far."""
+        return self.log.read_text()
+
+    def living(self, name: str = "") -> list[psutil.Process]:
+        """Those of its processes that live and have `name` in their command line."""
+        listed = psutil.process_iter(["cmdline", "environ"])
+        mine = [process for process in listed if (process.info["environ"] or {}).get(MARK) == self.mark]
+        return [process for process in mine if name in " ".join(process.info["cmdline"] or [])]
+
+    def wait_until(self, happened: Callable[[], object]) -> None:
+        """Until something has happened, which must be before it ends."""
+        deadline = time.monotonic() + self.patience_seconds
+        while not happened():
+            assert self.process.poll() is None, self.told
+            assert time.monotonic() < deadline, self.told
+            time.sleep(0.01)
+
+    def exit_code(self) -> int:
+        """When it has ended."""
+        return self.process.wait(self.patience_seconds)
+
+    def kill(self) -> None:
+        """Kills the process that was started, and waits until those that it had started have noticed."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.wait_until_gone()
+
+    def wait_until_gone(self) -> None:
+        """Until none of its processes lives."""
+        deadline = time.monotonic() + self.patience_seconds
+        while left := self.living():
+            assert time.monotonic() < deadline, [process.info["cmdline"] for process in left]
+            time.sleep(0.2)
+
+    def end(self) -> None:
+        """Leaves nothing behind, also of what a test has failed on."""
+        for process in self.living():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
+
+class Training(Started):
+    """A training of a `small_run` under a name."""
+
+    def __init__(self, run_yaml: Path, name: str, *words: str, **options: Any) -> None:
+        self.directory = run_yaml.parent / "runs" / name
+        super().__init__(
+            ["train", str(run_yaml), f"name={name}", *words], run_yaml.parent / f"{name}-{uuid.uuid4()}.log", **options
+        )
+
+    def steps(self) -> list[int]:
+        """The steps that were validated, as often as they were."""
+        path = self.directory / "metrics.jsonl"
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def wait_for_step(self, step: int) -> None:
+        """Until that step has been validated."""
+        self.wait_until(lambda: max(self.steps(), default=0) >= step)
+
+    def fingerprint(self) -> str:
+        """Of the latest bundle."""
+        latest = pointed(self.directory, "latest")
+        assert latest is not None
+        return load_bundle(join(self.directory, latest)).fingerprint
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Started]]:
+    """start(*words, **options): a command as `Started`; start(run_yaml, name, *words, **options): a `Training`."""
+    started: list[Started] = []
+
+    def begin(first: Any, *words: str, **options: Any) -> Started:
+        if isinstance(first, Path):
+            started.append(Training(first, *words, **options))
+        else:
+            started.append(Started([first, *words], tmp_path_factory.mktemp("started") / "log", **options))
+        return started[-1]
+
+    yield begin
+    for each in started:
+        each.end()
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """small_run(lengths, columns, *, groups, model, train, resources): run.yaml of a run with dropout over its data."""
+
+    def write(
+        lengths: Sequence[int], columns: Sequence[str], *, groups: int, model: Any, train: Any, resources: Any
+    ) -> Path:
+        directory = tmp_path_factory.mktemp("small run")
+        pq.write_table(_table(lengths=lengths), directory / "data.parquet", row_group_size=len(lengths) // groups)
+        run = {
+            "output": str(directory / "runs"),
+            "data": {"train": str(directory / "data.parquet"), "validation_fraction": 0.2},
+            "model": {
+                "problem_type": "classification",
+                "prediction_type": "multiple_value",
+                "label": "y",
+                "dropout_keep_probabilities": [1.0, 0.8, 0.9],
+                "columns": {"sequence": [{"type": "numeric", "name": name} for name in columns]},
+                **model,
+            },
+            "train": {"optimizer": "Adam", **train},
+            "resources": resources,
+        }
+        (directory / "run.yaml").write_text(yaml.safe_dump(run))
+        return directory / "run.yaml"
+
+    return write

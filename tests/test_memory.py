@@ -133,7 +133,7 @@ print(json.dumps([needed.total, peak - before]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("cell", "units", "length", "train"),
     [

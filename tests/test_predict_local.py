@@ -17,7 +17,7 @@ from model.scoring import Scorer
 from pipelines import chain_keys, chain_local, chain_run, chain_tasks, keys
 from pipelines.predict import predict
 
-NAN, SLOW = float("nan"), pytest.mark.slow
+NAN, SOAK = float("nan"), pytest.mark.soak
 BUILT_IN = ("lstm", "gru", "gru_reset_before", "basic_rnn")
 LENGTHS = [5, 0, 3, 8, 1, 4, 0, 6, 2, 7, 1, 1, 30, 9, 2, 12, 3, 0, 1, 5, 40, 2, 2, 11]
 UNIQUE = [f"entity {row}" for row in range(24)]
@@ -92,8 +92,8 @@ def shuffled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("fine", [pytest.param(False, marks=SLOW, id="whole"), pytest.param(True, id="finely cut")])
-@pytest.mark.parametrize("cell", ["lstm", *(pytest.param(name, marks=SLOW) for name in BUILT_IN if name != "lstm")])
+@pytest.mark.parametrize("fine", [pytest.param(False, marks=SOAK, id="whole"), pytest.param(True, id="finely cut")])
+@pytest.mark.parametrize("cell", ["lstm", *(pytest.param(name, marks=SOAK) for name in BUILT_IN if name != "lstm")])
 @pytest.mark.parametrize("prediction", ["single_value", "multiple_value"])
 @pytest.mark.parametrize("whose", [UNIQUE, GROUPED], ids=["a row a key", "rows of a key in a row group"])
 def test_both_ways_give_the_same_bits(

@@ -7,14 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -333,20 +330,6 @@ def test_events_and_sequences_may_lie_in_an_object_store(
 # --- killed, and large --------------------------------------------------------------------------------------------
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """Living processes that inherited FAULT_TEST=mark."""
-    listed = psutil.process_iter(["cmdline", "environ"])
-    return [process for process in listed if (process.info["environ"] or {}).get("FAULT_TEST") == mark]
-
-
-def waited_for(happened: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 240
-    while not happened():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def many_events(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_events(tmp_path_factory.mktemp("killed") / "events", 300_000)
@@ -362,25 +345,20 @@ def unharmed(many_events: Path, local_ray: None) -> dict[str, bytes]:
 @pytest.mark.soak
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT])
 def test_an_ended_command_leaves_no_output_and_the_next_one_has_the_same_bytes(
-    many_events: Path, unharmed: dict[str, bytes], tmp_path: Path, ended_by: int
+    start: Callable[..., Any], many_events: Path, unharmed: dict[str, bytes], tmp_path: Path, ended_by: int
 ) -> None:
-    command = [sys.executable, "-m", "pipelines", "prepare", str(many_events), str(tmp_path / "out"), *WORDS]
-    mark, log = str(uuid.uuid4()), tmp_path / "log"
-    with log.open("w") as stream:
-        job = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "FAULT_TEST": mark}, stdout=stream, stderr=stream)
-    built = tmp_path / "out" / "_work" / "results" / "build"
-    waited_for(lambda: built.is_dir() and len(list(built.glob("*.json"))) >= 2, job, log)
-    os.kill(job.pid, ended_by)
-    assert job.wait(60) == (130 if ended_by == signal.SIGINT else -signal.SIGKILL), log.read_text()
-    deadline = time.monotonic() + 60
-    while left := marked(mark):
-        assert time.monotonic() < deadline, [process.info["cmdline"] for process in left]
-        time.sleep(0.2)
+    words = ["prepare", str(many_events), str(tmp_path / "out"), *WORDS]
+    job, built = start(*words), tmp_path / "out" / "_work" / "results" / "build"
+    job.wait_until(lambda: built.is_dir() and len(list(built.glob("*.json"))) >= 2)
+    job.process.send_signal(ended_by)
+    assert job.exit_code() == (130 if ended_by == signal.SIGINT else -signal.SIGKILL), job.told
+    job.wait_until_gone()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["_PREPARE.json", "_work"]
     if ended_by == signal.SIGINT:
-        assert f"stopped: nothing is in {tmp_path / 'out'} yet; the same command goes on" in log.read_text()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "sorting events: 0 of" not in done.stderr  # all of that was kept
+        assert f"stopped: nothing is in {tmp_path / 'out'} yet; the same command goes on" in job.told
+    done = start(*words)
+    assert done.exit_code() == 0, done.told
+    assert "sorting events: 0 of" not in done.told  # all of that was kept
     assert content(tmp_path / "out") == unharmed
 
 

@@ -223,7 +223,7 @@ with ray_session(logical_cpus=4):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_fresh_runs_have_the_same_bits_and_another_seed_others(data: Path, tmp_path: Path) -> None:
     """In processes of their own, with one worker and with two."""
 
