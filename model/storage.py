@@ -221,10 +221,8 @@ def remove_tree(path: PathLike) -> None:
     if is_directory(path):
         try:
             filesystem.delete_dir(inner)
-        except (
-            FileNotFoundError
-        ):  # from Google's store, where nobody made the directory: there were only files below it
-            if is_directory(path):
+        except FileNotFoundError:
+            if is_directory(path):  # else there were only files: Google's store misses a directory that nobody made
                 raise
 
 

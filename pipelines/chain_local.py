@@ -18,13 +18,21 @@ import pyarrow as pa
 
 from model.arrow_lists import Array, plain
 from model.errors import DecodeError
-from model.registry import import_plugins
 from model.storage import exists, join
 from pipelines.appearing import parquet_output
 from pipelines.blocks import Block, empty_slices, read_slices
 from pipelines.chain_index import KEY, Entities, Index
 from pipelines.chain_keys import Occurrences, keys_file
-from pipelines.chain_scoring import States, advance, initial_states, longer, slices_of, with_states, write_states
+from pipelines.chain_scoring import (
+    ChainModel,
+    States,
+    advance,
+    initial_states,
+    longer,
+    slices_of,
+    with_states,
+    write_states,
+)
 from pipelines.chain_tasks import keyed_rows, row_columns
 from pipelines.keys import hashes_of, names_of
 from pipelines.prediction import Chain, Prediction
@@ -101,17 +109,8 @@ class Held:
         return Held(keys, longer(self.state, len(names.dictionary))), entity_R
 
 
-class LocalScorer:
-    """Holds the model; scores a block, writes its output file and the final states of its keys."""
-
-    def __init__(self, prediction: Prediction, *, device: str) -> None:
-        from model.scoring import Scorer
-
-        assert prediction.chain is not None
-        import_plugins(prediction.plugins)
-        self.prediction = prediction
-        self.chain: Chain = prediction.chain
-        self.scorer = Scorer.load(prediction.bundle, device=device, probabilities=prediction.probabilities)
+class LocalScorer(ChainModel):
+    """Scores a block, writes its output file and the final states of its keys."""
 
     def __call__(self, item: tuple[int, Block]) -> int:
         number, block = item

@@ -462,7 +462,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                 "columns": {"sequence": [{"type": "numeric", "name": name} for name in columns]},
                 **model,
             },
-            "train": {"optimizer": "Adam", **train},
+            "train": {"optimizer": "Adam", "learning_rate": 0.01, **train},
             "resources": resources,
         }
         (directory / "run.yaml").write_text(yaml.safe_dump(run))

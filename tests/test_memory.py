@@ -186,9 +186,15 @@ def test_a_model_that_cannot_fit_is_refused_before_it_trains(
     pq.write_table(make_table(rows=20), tmp_path / "data.parquet")
     told: list[str] = []
     config = run_config(
-        {"output": str(tmp_path), "data": {"train": str(tmp_path / "data.parquet")}, "model": huge}, where="run"
+        {
+            "output": str(tmp_path),
+            "data": {"train": str(tmp_path / "data.parquet"), "validation_fraction": 0},
+            "model": huge,
+        },
+        where="run",
     )
     with pytest.raises(ResourceError, match="weights, gradients and optimizer of 1 worker must fit into the memory of"):
         train(config, say=told.append)
-    assert told[0].startswith("memory of a worker: about ")
-    assert told[1].startswith("memory may not suffice: 1 worker of about ")
+    assert told[0] == "fitting the columns: none are stored"
+    assert told[1].startswith("memory of a worker: about ")
+    assert told[2].startswith("memory may not suffice: 1 worker of about ")

@@ -15,18 +15,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from model.checkpoint import load_bundle
 from model.plan import DataIndex
-from model.runs import pointed
 from model.scoring import Scorer
-from model.storage import join
 from pipelines.ingest import load_prepared
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,64 +106,34 @@ def nodes() -> Iterator[Nodes]:
 
 
 @pytest.fixture(scope="module")
-def run_yaml(tmp_path_factory: pytest.TempPathFactory, make_table: Callable[..., pa.Table]) -> Path:
-    """A run with dropout and two workers; an epoch is 3 steps."""
-    directory = tmp_path_factory.mktemp("nodes")
-    pq.write_table(make_table(lengths=[60] * 32), directory / "data.parquet", row_group_size=8)
-    run = {
-        "output": str(directory / "runs"),
-        "data": {"train": str(directory / "data.parquet"), "validation_fraction": 0.2},
-        "model": {
-            "problem_type": "classification",
-            "prediction_type": "multiple_value",
-            "label": "y",
-            "cell_type": "gru",
-            "num_units": [16, 16],
-            "dropout_keep_probabilities": [1.0, 0.8, 0.9],
-            "columns": {"sequence": [{"type": "numeric", "name": "x"}]},
-        },
-        "train": {"steps": STEPS, "evaluate_every_steps": EVERY, "batch_sequences": 8, "optimizer": "Adam"},
-        "resources": {"workers": 2, "cpus_per_worker": 2},
-    }
-    path = directory / "run.yaml"
-    path.write_text(yaml.safe_dump(run))
-    return path
+def run_yaml(small_run: Callable[..., Path]) -> Path:
+    """A run of two workers; 24 rows train, so that an epoch is 3 steps."""
+    return small_run(
+        [60] * 32,
+        ["x"],
+        groups=4,
+        model={"cell_type": "gru", "num_units": [16, 16]},
+        train={"steps": STEPS, "evaluate_every_steps": EVERY, "batch_sequences": 8},
+        resources={"workers": 2, "cpus_per_worker": 2},
+    )
 
 
-class Training:
-    """`dynamic-rnn train` that has joined the cluster."""
+@pytest.fixture(scope="module")
+def train(start: Callable[..., Any], nodes: Nodes, run_yaml: Path) -> Callable[..., Any]:
+    """train(name, *words): `dynamic-rnn train` that has joined the cluster."""
 
-    def __init__(self, nodes: Nodes, run_yaml: Path, name: str, *words: str) -> None:
-        self.directory = run_yaml.parent / "runs" / name
-        self.log = run_yaml.parent / f"{name}.log"
-        command = [sys.executable, "-m", "pipelines", "train", str(run_yaml), f"name={name}"]
-        with self.log.open("w") as stream:
-            self.process = subprocess.Popen(
-                [*command, f"resources.address={nodes.address}", *words],
-                env=nodes.environment,
-                cwd=run_yaml.parent,
-                stdout=stream,
-                stderr=stream,
-            )
+    def train(name: str, *words: str) -> Any:
+        return start(
+            run_yaml,
+            name,
+            f"resources.address={nodes.address}",
+            *words,
+            environment=nodes.environment,
+            cwd=run_yaml.parent,
+            patience_seconds=PATIENCE_SECONDS,
+        )
 
-    def steps(self) -> list[float]:
-        path = self.directory / "metrics.jsonl"
-        return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
-
-    def wait_for_step(self, step: int) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while max(self.steps(), default=0) < step:
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
-
-    def exit_code(self) -> int:
-        return self.process.wait(PATIENCE_SECONDS)
-
-    def fingerprint(self) -> str:
-        latest = pointed(self.directory, "latest")
-        assert latest is not None
-        return load_bundle(join(self.directory, latest)).fingerprint
+    return train
 
 
 def train_workers(nodes: Nodes) -> list[psutil.Process]:
@@ -176,30 +143,30 @@ def train_workers(nodes: Nodes) -> list[psutil.Process]:
 
 
 @pytest.fixture(scope="module")
-def unharmed(nodes: Nodes, run_yaml: Path) -> str:
+def unharmed(nodes: Nodes, train: Callable[..., Any]) -> str:
     """The fingerprint of the run that nothing happens to; its workers were on both nodes."""
-    training = Training(nodes, run_yaml, "unharmed")
+    training = train("unharmed")
     training.wait_for_step(EVERY)
     assert len({worker.ppid() for worker in train_workers(nodes)}) == 2
-    assert training.exit_code() == 0, training.log.read_text()
-    return training.fingerprint()
+    assert training.exit_code() == 0, training.told
+    return str(training.fingerprint())
 
 
-def check_as_unharmed(training: Training, unharmed: str) -> None:
-    assert training.exit_code() == 0, training.log.read_text()
+def check_as_unharmed(training: Any, unharmed: str) -> None:
+    assert training.exit_code() == 0, training.told
     assert training.steps() == list(range(EVERY, STEPS + 1, EVERY))
     assert training.fingerprint() == unharmed
 
 
 @pytest.mark.soak
-def test_a_killed_node_changes_nothing(nodes: Nodes, run_yaml: Path, unharmed: str) -> None:
-    training = Training(nodes, run_yaml, "node-killed")
+def test_a_killed_node_changes_nothing(nodes: Nodes, train: Callable[..., Any], unharmed: str) -> None:
+    training = train("node-killed")
     training.wait_for_step(2 * EVERY)
     time.sleep(random.Random(7).uniform(0, 0.5))
     nodes.order("kill")
     nodes.order("add")
     check_as_unharmed(training, unharmed)
-    assert RESTARTED in training.log.read_text()
+    assert RESTARTED in training.told
 
 
 RESTARTED = "\nrestart 1: training goes on with 2 workers from its latest checkpoint\n"
@@ -211,44 +178,46 @@ HANG = re.compile(
 
 
 @pytest.mark.soak
-def test_a_hanging_worker_is_named_and_killed_and_changes_nothing(nodes: Nodes, run_yaml: Path, unharmed: str) -> None:
-    training = Training(nodes, run_yaml, "worker-hung", "resources.collective_timeout_seconds=8")
+def test_a_hanging_worker_is_named_and_killed_and_changes_nothing(
+    nodes: Nodes, train: Callable[..., Any], unharmed: str
+) -> None:
+    training = train("worker-hung", "resources.collective_timeout_seconds=8")
     training.wait_for_step(2 * EVERY)
     stopped = train_workers(nodes)[1]
     stopped.send_signal(signal.SIGSTOP)
     check_as_unharmed(training, unharmed)
-    (told,) = (line for line in training.log.read_text().splitlines() if "must meet" in line)
+    (told,) = (line for line in training.told.splitlines() if "must meet" in line)
     named = HANG.match(told)
     assert named is not None, told
     assert {named.group(1), named.group(2)} == {"0", "1"}
     assert int(named.group(3)) == stopped.pid
     assert told.endswith("resources.collective_timeout_seconds; killed")
-    assert RESTARTED in training.log.read_text()
+    assert RESTARTED in training.told
 
 
 @pytest.mark.soak
-def test_without_restarts_a_hang_ends_the_run_with_its_name(nodes: Nodes, run_yaml: Path) -> None:
+def test_without_restarts_a_hang_ends_the_run_with_its_name(nodes: Nodes, train: Callable[..., Any]) -> None:
     words = ("resources.collective_timeout_seconds=5", "resources.max_failures=0")
-    training = Training(nodes, run_yaml, "worker-hung-once", *words)
+    training = train("worker-hung-once", *words)
     training.wait_for_step(EVERY)
     stopped = train_workers(nodes)[0]
     stopped.send_signal(signal.SIGSTOP)
-    assert training.exit_code() == 2, training.log.read_text()
-    last = training.log.read_text().splitlines()[-1]
+    assert training.exit_code() == 2, training.told
+    last = training.told.splitlines()[-1]
     assert last.startswith("dynamic-rnn: all workers must meet in ")
     assert f"(process {stopped.pid} on " in last
 
 
 @pytest.mark.soak
-def test_a_node_that_never_comes_back_is_waited_for_as_long_as_allowed(nodes: Nodes, run_yaml: Path) -> None:
-    training = Training(nodes, run_yaml, "node-gone", "resources.start_timeout_seconds=30")
+def test_a_node_that_never_comes_back_is_waited_for_as_long_as_allowed(nodes: Nodes, train: Callable[..., Any]) -> None:
+    training = train("node-gone", "resources.start_timeout_seconds=30")
     training.wait_for_step(EVERY)
     nodes.order("kill")
     try:
-        assert training.exit_code() == 2, training.log.read_text()
+        assert training.exit_code() == 2, training.told
     finally:
         nodes.order("add")
-    assert training.log.read_text().splitlines()[-1] == (
+    assert training.told.splitlines()[-1] == (
         "dynamic-rnn: there must be room for 2 workers in the Ray cluster within 30 s, but there was none in its 3 "
         "CPUs and 0 GPUs: look at what else runs there and at its autoscaler (ray status), or raise "
         "resources.start_timeout_seconds; what was trained is kept, and --resume goes on"
@@ -292,21 +261,19 @@ def open_gate(directory: Path, batches: int) -> None:
     written.replace(directory / "gate")
 
 
-def wait_for(training: Training, path: Path, text: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not path.exists() or text not in path.read_text():
-        assert training.process.poll() is None, training.log.read_text()
-        assert time.monotonic() < deadline, training.log.read_text()
-        time.sleep(0.1)
+def wait_for(training: Any, path: Path, text: str) -> None:
+    training.wait_until(lambda: path.exists() and text in path.read_text())
 
 
 @pytest.mark.soak
-def test_elastic_training_goes_on_with_fewer_nodes_and_grows_back(nodes: Nodes, run_yaml: Path, unharmed: str) -> None:
+def test_elastic_training_goes_on_with_fewer_nodes_and_grows_back(
+    nodes: Nodes, train: Callable[..., Any], run_yaml: Path, unharmed: str
+) -> None:
     """Held at a checkpoint while nodes go and come, so that no batch is computed twice by right."""
     here = run_yaml.parent
     (here / "pace.py").write_text(PACE)
     open_gate(here, 2 * EVERY)
-    training = Training(nodes, run_yaml, "elastic", "resources.workers={min: 1, max: 2}", "plugins=[pace]")
+    training = train("elastic", "resources.workers={min: 1, max: 2}", "plugins=[pace]")
     known = training.directory / "train" / "checkpoint_manager_snapshot.json"
     wait_for(training, known, f"checkpoint_{2 * EVERY:08d}")
     nodes.order("kill")
@@ -318,7 +285,7 @@ def test_elastic_training_goes_on_with_fewer_nodes_and_grows_back(nodes: Nodes, 
         nodes.order("add")
     wait_for(training, training.log, "restart 2: training goes on with 2 workers from its latest checkpoint\n")
     open_gate(here, STEPS)
-    assert training.exit_code() == 0, training.log.read_text()
+    assert training.exit_code() == 0, training.told
     assert training.steps() == list(range(EVERY, STEPS + 1, EVERY))
     check_each_row_once_an_epoch(here, load_prepared(str(training.directory)).train)
     check_trained_alike(training.directory, here / "runs" / "unharmed")
@@ -355,30 +322,32 @@ def check_trained_alike(elastic: Path, unharmed: Path) -> None:
 
 
 @pytest.mark.soak
-def test_elastic_training_waits_for_its_fewest_workers_as_long_as_allowed(nodes: Nodes, run_yaml: Path) -> None:
+def test_elastic_training_waits_for_its_fewest_workers_as_long_as_allowed(
+    nodes: Nodes, train: Callable[..., Any]
+) -> None:
     """Ray Train itself would wait for ever."""
     words = ("resources.workers={min: 2, max: 3}", "resources.start_timeout_seconds=20")
-    training = Training(nodes, run_yaml, "elastic-gone", *words)
+    training = train("elastic-gone", *words)
     training.wait_for_step(EVERY)
     nodes.order("kill")
     try:
-        assert training.exit_code() == 2, training.log.read_text()
+        assert training.exit_code() == 2, training.told
     finally:
         nodes.order("add")
-    last = training.log.read_text().splitlines()[-1]
+    last = training.told.splitlines()[-1]
     told = "dynamic-rnn: there must be room for 2 to 3 workers in the Ray cluster within 20 s, but there was none in "
     assert last.startswith(told)
 
 
 @pytest.mark.soak
-def test_ctrl_c_ends_elastic_training_that_waits_for_nodes(nodes: Nodes, run_yaml: Path) -> None:
-    training = Training(nodes, run_yaml, "elastic-interrupted", "resources.workers={min: 2, max: 3}")
+def test_ctrl_c_ends_elastic_training_that_waits_for_nodes(nodes: Nodes, train: Callable[..., Any]) -> None:
+    training = train("elastic-interrupted", "resources.workers={min: 2, max: 3}")
     training.wait_for_step(EVERY)
     nodes.order("kill")
     try:
         time.sleep(40)  # one start is tried with workers that are gone; then it waits for nodes
         training.process.send_signal(signal.SIGINT)
-        assert training.process.wait(60) == 130, training.log.read_text()
+        assert training.process.wait(60) == 130, training.told
     finally:
         nodes.order("add")
-    assert "stopped: the best bundle so far is " in training.log.read_text()
+    assert "stopped: the best bundle so far is " in training.told
