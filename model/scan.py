@@ -47,10 +47,14 @@ from model.stats import ColumnStats
 
 
 class SplitBy(Settings):
-    """A validation split by a stable hash of the key column; of the row's place where there is no key."""
+    """A validation split by a stable hash of the key column; of the row's place below `root` where there is no key.
+
+    So the same data are split alike wherever they lie.
+    """
 
     fraction: float
     key: str | None = None
+    root: str = ""
 
 
 OnBad = Callable[[Fragment, Mapping[int, DataError]], object]  # errors by the row's place in the fragment
@@ -216,7 +220,7 @@ def _scan_used(
 def _scan_rows(
     table: pa.Table, rows: np.ndarray, fragment: Fragment, config: ModelConfig, split: SplitBy | None, *, fit: bool
 ) -> FragmentScan:
-    place = f"{fragment.file}#{fragment.row_group}"
+    place = f"{fragment.file.removeprefix(split.root if split else '')}#{fragment.row_group}"
     try:
         return scan_table(_taken(table, rows), config, split, fit=fit, place=place, rows=rows)
     except DataError as error:

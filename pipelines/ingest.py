@@ -29,7 +29,7 @@ from model.plan import DataIndex, Fragment
 from model.rows import FittedColumns
 from model.scan import FragmentScan, SplitBy, fit_merged, index_of, optional_columns, read_columns, split_index
 from model.settings import build
-from model.storage import exists, join, read_bytes, remove_tree, write_bytes
+from model.storage import exists, join, read_bytes, remove_tree, search_root, write_bytes
 from pipelines.cluster import configure_ray_data
 from pipelines.config import RunConfig
 from pipelines.data_report import DataReport
@@ -61,16 +61,16 @@ class Prepared:
 def prepare_run(config: RunConfig, progress: Progress | None = None) -> Prepared:
     """Scans the data of a run. DataError names file, row and column of what is wrong."""
     names = read_columns(config.model)
-    split = None
-    if config.data.validation is None and config.data.validation_fraction > 0:
-        split = SplitBy(fraction=config.data.validation_fraction, key=config.data.key)
-        names += [config.data.key] if config.data.key else []
+    splits = config.data.validation is None and config.data.validation_fraction > 0
+    if splits and config.data.key:
+        names.append(config.data.key)
     optional, where = optional_columns(config.model), config.data.where
     paths = [path for path in (config.data.train, config.data.validation) if path is not None]
     agreement = Agreement()
     found = [find(path, names, optional=optional, where=where, agreement=agreement) for path in paths]
     model = with_file_keys(config.model, agreement.types)
     fragments, other = found[0].fragments, found[1].fragments if len(found) > 1 else []
+    split = _split_by(config, fragments) if splits else None
     remove_tree(join(config.directory, QUARANTINE))  # what an earlier scan has left
     order = InOrder()
     compared = Comparison(model, order, len(fragments), config.data.validation)
@@ -85,6 +85,11 @@ def prepare_run(config: RunConfig, progress: Progress | None = None) -> Prepared
         index, validation = split_index(index, scans)
     report = report_of(columns, label, order.total)
     return _checked(config, Prepared(columns, label, index, validation, report, rows))
+
+
+def _split_by(config: RunConfig, fragments: Sequence[Fragment]) -> SplitBy:
+    root = search_root(config.data.train, [fragment.file for fragment in fragments])
+    return SplitBy(fraction=config.data.validation_fraction, key=config.data.key, root=root)
 
 
 def _told(config: RunConfig, rows: DataReport) -> DataReport:

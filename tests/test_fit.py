@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,21 @@ def test_a_training_uses_what_was_fitted_and_its_directory_keeps_it(make_run: Ca
         f"{config.directory} holds a run that was trained on other data or columns: model.num_classes was 3, but is "
         f"4; choose another name=…"
     )
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("below", ["", "*.parquet"])
+def test_data_that_moved_are_split_as_they_were(
+    make_run: Callable[..., RunConfig], data: Path, tmp_path: Path, below: str
+) -> None:
+    moved = shutil.copytree(data, tmp_path / "elsewhere" / "copy") / below
+    one, other = (
+        ingest.prepare_run(make_run(where={"train": str(path), "validation_fraction": 0.3})) for path in (data, moved)
+    )
+    assert one.train.selected is not None
+    assert other.train.selected is not None
+    np.testing.assert_array_equal(one.train.selected, other.train.selected)
+    assert one.train.selected[:24].tolist() != one.train.selected[24:].tolist()  # of two files
 
 
 @pytest.mark.usefixtures("local_ray")
