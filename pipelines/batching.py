@@ -25,7 +25,7 @@ from model.gather import gather
 from model.plan import DataIndex, Plan
 from model.row_transport import from_arrow
 from model.rows import EncodedRows, FittedColumns, concat
-from pipelines.allocation import keep_freed_memory
+from pipelines.allocation import OF_COMPUTING, keep_freed_memory
 from pipelines.cluster import configure_ray_data
 from pipelines.prefetch import prefetched
 from pipelines.reading import ERROR, ReadTask, Request, RowReader
@@ -53,7 +53,7 @@ def batches(
 
     Some are computed ahead, in a thread, and lie on `device` when they come.
     """
-    keep_freed_memory()
+    keep_freed_memory(OF_COMPUTING)
     sys.setswitchinterval(SWITCH_SECONDS)
     return prefetched(_batches(plan, reader, rank, world, start_step, stop_step, plugins), device)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.allocation import OF_COMPUTING, keep_freed_memory
 from pipelines.messages import outcome
 
 _held: dict[str, Any] = {}  # in a task's process: what the latest job has loaded
@@ -44,6 +45,7 @@ class HeldTask:
         import torch
 
         torch.set_num_threads(1)
+        keep_freed_memory(OF_COMPUTING)
         return self.holder_class(*self.arguments, device=self.device)
 
 

@@ -21,7 +21,7 @@ from model.registry import import_plugins
 from model.row_transport import to_arrow
 from model.rows import EncodedRows, FittedColumns, encode_rows
 from model.scan import first_row
-from pipelines.allocation import keep_freed_memory
+from pipelines.allocation import OF_TASKS, keep_freed_memory
 
 BLOCK_BYTES = 64 * 2**20  # of encoded rows: a window travels at once, or if it is larger in several blocks
 ERROR = "error"
@@ -107,7 +107,7 @@ class ReadTask:
         self.plugins = plugins
 
     def __call__(self, batch: pa.Table) -> Any:
-        keep_freed_memory()
+        keep_freed_memory(OF_TASKS)
         import_plugins(self.plugins)
         try:
             rows = self.reader.read(Request.from_arrow(batch))

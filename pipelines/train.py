@@ -32,7 +32,7 @@ from model.runs import CHECKPOINTS as RAY_RUN
 from model.runs import METRICS, RUN_YAML, SWEEP, checkpoint_names, resolve_bundle
 from model.settings import dump_yaml
 from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
-from pipelines import batching, ingest, keeping, memory, worker
+from pipelines import allocation, batching, ingest, keeping, memory, worker
 from pipelines.checkpoints import latest_checkpoint, remove_untold, tell, write_checkpoint
 from pipelines.cluster import available_gpus, node_memories, preflight_workers
 from pipelines.config import RunConfig, run_config
@@ -160,6 +160,7 @@ def ray_trainer(config: RunConfig, workers: tuple[int, int], gpus: int, telemetr
         ),
         run_config=ray.train.RunConfig(
             name=RAY_RUN,
+            worker_runtime_env={"env_vars": allocation.environment()},
             storage_path=config.directory,
             failure_config=ray.train.FailureConfig(max_failures=config.resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),

@@ -91,6 +91,7 @@ PRIVATE = """
                 "python_path": os.environ["PYTHONPATH"],
                 "packages": list(pipelines.__path__),
                 "threads": torch.get_num_threads(),
+                "arenas": os.environ["MALLOC_ARENA_MAX"],
                 "health_check": os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"],
             }
 
@@ -149,6 +150,7 @@ def test_workers_find_our_packages_and_compute_on_one_thread(private):
     assert private["worker"]["python_path"].split(os.pathsep)[0] == str(ROOT)
     assert private["worker"]["packages"] == [str(ROOT / "pipelines")]
     assert private["worker"]["threads"] == 1
+    assert private["worker"]["arenas"] == "1"
     assert private["worker"]["health_check"] == "0.2"
 
 
@@ -156,6 +158,7 @@ def test_what_workers_inherit_is_not_left_in_our_own_environment(private):
     environment = private["environment"]
     assert environment["PYTHONPATH"] == str(ROOT)
     assert "OMP_NUM_THREADS" not in environment
+    assert "MALLOC_ARENA_MAX" not in environment
     assert environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
     assert environment["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
     assert environment["RAY_USAGE_STATS_ENABLED"] == "0"

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from pipelines.allocation import ENVIRONMENT
 from pipelines.cluster import most_resources
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,6 +115,10 @@ def test_images_hold_a_ray_and_a_python_within_our_ranges(cluster, project):
 def test_every_process_asks_for_the_token_and_finds_it(cluster):
     assert "--env RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
     assert cluster["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
+
+
+def test_containers_start_as_our_own_processes_do(cluster):
+    assert {f"--env {name}={value}" for name, value in ENVIRONMENT.items()} <= set(cluster["docker"]["run_options"])
 
 
 def test_the_dashboard_listens_on_the_head_alone(cluster):

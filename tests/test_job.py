@@ -86,6 +86,24 @@ def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(f"the job server must listen on port {port} within 90 s\n{log.read_text()}")
 
 
+ARENAS = """
+import os
+from pathlib import Path
+
+from model.training import Trainer
+
+step_over = Trainer.step_over
+
+
+def telling(self, parts, number):
+    Path({where!r}).write_text(os.environ["MALLOC_ARENA_MAX"])
+    return step_over(self, parts, number)
+
+
+Trainer.step_over = telling
+"""
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, make_table: Callable[..., pa.Table]) -> Path:
     """A fresh directory with the packages, a run.yaml and, elsewhere, data."""
@@ -105,7 +123,9 @@ def checkout(tmp_path: Path, make_table: Callable[..., pa.Table]) -> Path:
             "columns": {"sequence": [{"type": "numeric", "name": "x"}]},
         },
         "train": {"steps": 3, "batch_sequences": 8},
+        "plugins": ["arenas"],
     }
+    (directory / "arenas.py").write_text(ARENAS.format(where=str(tmp_path / "arenas")))
     (directory / "run.yaml").write_text(yaml.safe_dump(run))
     return directory
 
@@ -118,3 +138,4 @@ def test_a_job_with_the_token_trains_and_leaves_a_bundle(head: Head, checkout: P
     assert result.returncode == 0, result.stdout + result.stderr
     bundle = load_bundle(resolve_bundle(checkout.parent / "runs" / "job"))
     assert bundle.metrics["step"] == 3
+    assert (checkout.parent / "arenas").read_text() == "1"  # of the worker's memory, wherever the cluster came from

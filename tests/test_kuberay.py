@@ -18,6 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from model.errors import ConfigError
 from model.settings_yaml import parse_yaml
+from pipelines.allocation import ENVIRONMENT
 from pipelines.config import RunConfig, run_config
 from serve.app import DEPLOYMENT, build_app
 from serve.config import ServeConfig, ingress_environment
@@ -465,6 +466,11 @@ def test_the_image_holds_a_ray_and_a_python_within_our_ranges(dockerfile: list[l
     assert version in requirement.specifier
     assert f"{python[2]}.{python[3:]}" in SpecifierSet(project["project"]["requires-python"])
     assert {cluster["rayVersion"] for cluster in CLUSTERS.values()} == {version}
+
+
+def test_its_processes_start_as_our_own_do(dockerfile: list[list[str]]) -> None:
+    (given,) = (words[1:] for words in dockerfile if words[0] == "ENV")
+    assert {f"{name}={value}" for name, value in ENVIRONMENT.items()} <= set(given)
 
 
 def test_the_image_holds_what_a_wheel_needs(dockerfile: list[list[str]], project: Document) -> None:

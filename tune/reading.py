@@ -13,7 +13,7 @@ import torch
 
 from model.batch import SequenceBatch
 from model.plan import Plan
-from pipelines.allocation import keep_freed_memory
+from pipelines.allocation import OF_COMPUTING, keep_freed_memory
 from pipelines.batching import CPU, KeptRows, cut, encoded_bytes
 from pipelines.prefetch import prefetched
 from pipelines.reading import Request, RowReader
@@ -25,7 +25,7 @@ def direct_batches(
     reader: RowReader, plan: Plan, start: int, stop: int, device: torch.device = CPU
 ) -> Iterator[SequenceBatch | None]:
     """`worker.Batches` of the only worker, for steps start … stop − 1. DataError names file, row and column."""
-    keep_freed_memory()
+    keep_freed_memory(OF_COMPUTING)
     return prefetched(_batches(reader, plan, start, stop), device)
 
 
