@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import TYPE_CHECKING
 
@@ -32,11 +32,12 @@ FOOTER_THREADS = 16  # footers wait for disks and networks rather than for proce
 
 @dataclass(frozen=True)
 class Found:
-    """The row groups under a path, and what a filter left out unread: whole files by their paths, and rows."""
+    """The row groups under a path, their bytes once decompressed, and what a filter left out unread: files and rows."""
 
     fragments: list[Fragment]
     excluded_files: int = 0
     excluded_rows: int = 0
+    nbytes: int = 0
 
 
 def find_fragments(
@@ -78,7 +79,8 @@ def find(
     rows = sum(sum(footer.rows) for footer in footers)
     if not fragments:
         raise _nothing_left(path, where, excluded=bool(rows or excluded))
-    return Found(fragments, excluded, rows - sum(fragment.rows for fragment in fragments))
+    left_out = rows - sum(fragment.rows for fragment in fragments)
+    return Found(fragments, excluded, left_out, sum(footer.nbytes for footer in footers))
 
 
 def _nothing_left(path: PathLike, where: Filter | None, *, excluded: bool) -> DataError:
@@ -99,6 +101,7 @@ class _Footer:
     rows: list[int]  # of each row group
     partitions: dict[str, PartitionValue]
     kept: set[int] | None  # row groups that a filter may keep; None: all
+    nbytes: int  # of all row groups and columns, decompressed
 
     @property
     def names(self) -> list[str]:
@@ -115,20 +118,20 @@ def _footer_of(file: str, parts: Partitions, where: Filter | None) -> _Footer:
     metadata = read_footer(file)
     schema = metadata.schema.to_arrow_schema()
     partitions = parts.beside(schema.names)
-    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    footer = _Footer(file, schema, rows, partitions, None)
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    nbytes = sum(group.total_byte_size for group in groups)
+    footer = _Footer(file, schema, [group.num_rows for group in groups], partitions, None, nbytes)
     if where is None or any(name not in footer.names for name in where.columns):  # a missing one is told later
         return footer
     _refuse_repeated(footer, where.columns)
     if where.excludes(partitions):
-        return _Footer(file, schema, rows, partitions, set())
+        return replace(footer, kept=set())
     filesystem, inner = resolve(file)
     types = footer.types(where.columns)
     try:
-        groups = kept_row_groups(where, filesystem, inner, types, partitions)
+        return replace(footer, kept=kept_row_groups(where, filesystem, inner, types, partitions))
     except DataError as error:
         raise error.located(file=file) from error.__cause__
-    return _Footer(file, schema, rows, partitions, groups)
 
 
 def _check_columns(
@@ -191,7 +194,7 @@ def read_footer(file: str, columns: Sequence[str] = ()) -> pq.FileMetaData:
         raise _strange_extension(file) from error
     for name in columns:
         if name not in schema.names:
-            raise _missing(_Footer(file, schema, [], {}, None), name)
+            raise _missing(_Footer(file, schema, [], {}, None, 0), name)
     return metadata
 
 

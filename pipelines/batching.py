@@ -3,7 +3,7 @@
 The plan says which rows form each batch; a task reads the row groups of one window and encodes the rank's rows in
 the order they are computed; order is preserved, so the rank only has to cut the stream. Nothing is split
 dynamically: which rank computes what never depends on timing. Data that are read several times and fit in memory are
-read once, encoded, and kept: the batches are the same.
+read once, encoded, and kept; small data are read without a pipeline: the batches are the same.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -31,11 +32,11 @@ from pipelines.prefetch import prefetched
 from pipelines.reading import ERROR, ReadTask, Request, RowReader
 
 CPU = torch.device("cpu")
+Read = Callable[[Iterable[Request]], Iterable[EncodedRows]]  # rows of each request, in the requests' order
 ROWS_PER_PIPELINE = 1 << 20  # bounds the row numbers that one pipeline holds
 REQUESTS_PER_PIPELINE = 1 << 9
-SWITCH_SECONDS = (
-    5e-4  # Ray Data's threads wait so long for the one that pads: measured, a sixteenth faster than with 5e-3
-)
+SWITCH_SECONDS = 5e-4  # Ray Data's threads wait so long for the one that pads: a sixteenth faster than with 5e-3
+SMALL_BYTES = 8 * 2**20  # of encoded rows that are read in less time than Ray Data takes to start
 KEPT_BYTES = 512 * 2**20  # of encoded rows that a worker keeps rather than reads again each epoch
 
 
@@ -55,20 +56,36 @@ def batches(
     """
     keep_freed_memory(OF_COMPUTING)
     sys.setswitchinterval(SWITCH_SECONDS)
-    return prefetched(_batches(plan, reader, rank, world, start_step, stop_step, plugins), device)
+    read = reading(plan.index, reader, plugins)
+    return prefetched(planned(plan, reader, rank, world, start_step, stop_step, read, KEPT_BYTES), device)
 
 
-def _batches(
-    plan: Plan, reader: RowReader, rank: int, world: int, start_step: int, stop_step: int, plugins: tuple[str, ...]
+def reading(index: DataIndex, reader: RowReader, plugins: tuple[str, ...]) -> Read:
+    """How requests for rows of an index are read: by Ray Data, small data here."""
+    if encoded_bytes(index, reader.columns) <= SMALL_BYTES:
+        return partial(map, reader.read)
+    return partial(read_encoded, reader=reader, plugins=plugins)
+
+
+def planned(
+    plan: Plan,
+    reader: RowReader,
+    rank: int,
+    world: int,
+    start_step: int,
+    stop_step: int,
+    read: Read,
+    kept_bytes: int,
 ) -> Iterator[SequenceBatch | None]:
+    """The same, computed when asked for, from rows that `read` gives; those of several epochs that fit are kept."""
     pieces = plan.pieces(rank, world, start_step, stop_step)
     counts = (plan.rank_rows(step, rank, world) for step in range(start_step, stop_step))
-    epochs = (stop_step - start_step) / plan.steps_per_epoch
-    if epochs > 1 and encoded_bytes(plan.index, reader.columns) <= KEPT_BYTES:
-        kept = KeptRows(plan.index, lambda requests: read_encoded(requests, reader, plugins))
-        parts: Iterator[EncodedRows] = (kept.take(piece.rows) for piece in pieces)
+    several_epochs = stop_step - start_step > plan.steps_per_epoch
+    if several_epochs and encoded_bytes(plan.index, reader.columns) <= kept_bytes:
+        kept = KeptRows(plan.index, read)
+        parts: Iterable[EncodedRows] = (kept.take(piece.rows) for piece in pieces)
     else:
-        parts = read_encoded((Request.of(plan.index, piece.rows) for piece in pieces), reader, plugins)
+        parts = read(Request.of(plan.index, piece.rows) for piece in pieces)
     yield from cut(parts, counts)
 
 
@@ -82,7 +99,7 @@ def encoded_bytes(index: DataIndex, columns: FittedColumns) -> int:
 class KeptRows:
     """All (selected) rows of an index, read once, a fragment a request; `read` gives them in the requests' order."""
 
-    def __init__(self, index: DataIndex, read: Callable[[Iterable[Request]], Iterable[EncodedRows]]) -> None:
+    def __init__(self, index: DataIndex, read: Read) -> None:
         by_fragment = [index.fragment_rows(fragment) for fragment in range(len(index.fragments))]
         self._numbers = np.concatenate(by_fragment)
         self._rows = concat(list(read(Request.of(index, rows) for rows in by_fragment if len(rows))))

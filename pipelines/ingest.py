@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -38,6 +38,7 @@ from pipelines.scanning import ScanTask
 
 COLUMNS, TRAIN_INDEX, VALIDATION_INDEX = "data/columns.json", "data/train.npz", "data/validation.npz"
 ROWS, QUARANTINE = "data/rows.json", "quarantine"
+SMALL_BYTES = 16 * 2**20  # of decompressed columns that are scanned in less time than Ray Data takes to start
 Progress = Callable[[int, int], None]
 _log = logging.getLogger("dynamic_rnn")
 
@@ -74,7 +75,9 @@ def prepare_run(config: RunConfig, progress: Progress | None = None) -> Prepared
     remove_tree(join(config.directory, QUARANTINE))  # what an earlier scan has left
     order = InOrder()
     compared = Comparison(model, order, len(fragments), config.data.validation)
-    scans = scan(fragments + other, config, model, split, order, compared, progress=progress)
+    task = scan_task(fragments + other, config, model, split)
+    small = sum(each.nbytes for each in found) <= SMALL_BYTES
+    scans = collected(scanned_here(task) if small else scanned(task), len(task.fragments), order, compared, progress)
     rows = _told(config, DataReport.of(found, scans))
     columns, label = fit_merged(config.model, order.total)
     for line in compared.lines(label):
@@ -121,43 +124,48 @@ def _checked(config: RunConfig, prepared: Prepared) -> Prepared:
     return prepared
 
 
-def scan(
-    fragments: Sequence[Fragment],
-    config: RunConfig,
-    model: ModelConfig,
-    split: SplitBy | None,
+def scan_task(fragments: Sequence[Fragment], config: RunConfig, model: ModelConfig, split: SplitBy | None) -> ScanTask:
+    """What scans any of the fragments; statistics by `model`."""
+    quarantine = join(config.directory, QUARANTINE) if config.data.on_bad_rows == "skip" else None
+    return ScanTask(tuple(fragments), model, split, config.plugins, config.data.where, quarantine)
+
+
+def scanned(task: ScanTask) -> Iterator[tuple[int, FragmentScan]]:
+    """(number, scan) of all fragments, as they come from Ray Data's tasks."""
+    configure_ray_data()
+    count = len(task.fragments)
+    pipeline = ray.data.range(count, override_num_blocks=count).map_batches(task, batch_size=1, batch_format="numpy")
+    for row in pipeline.iter_rows():
+        yield row["id"], FragmentScan.from_plain(value_of(row["scan"]))
+
+
+def scanned_here(task: ScanTask) -> Iterator[tuple[int, FragmentScan]]:
+    """The same in this process: of small data it takes less than Ray Data's start."""
+    for number in range(len(task.fragments)):
+        yield number, task.scan(number)
+
+
+def collected(
+    scans: Iterator[tuple[int, FragmentScan]],
+    count: int,
     order: InOrder,
     compared: Comparison,
-    *,
     progress: Progress | None = None,
 ) -> list[FragmentScan]:
-    """Lengths and split of all fragments in order. Statistics by `model` go to `order` or, of those that are not
-    trained on, to `compared`: they do not wait here for the last fragment, for they would not fit into memory.
+    """Lengths and split of all fragments in order. Statistics go to `order` or, of those that are not trained on, to
+    `compared`: they do not wait here for the last fragment, for they would not fit into memory.
     """
-    configure_ray_data()
-    task = ScanTask(
-        tuple(fragments),
-        model,
-        split,
-        config.plugins,
-        config.data.where,
-        join(config.directory, QUARANTINE) if config.data.on_bad_rows == "skip" else None,
-    )
-    pipeline = ray.data.range(len(fragments), override_num_blocks=len(fragments)).map_batches(
-        task, batch_size=1, batch_format="numpy"
-    )
-    scans: list[FragmentScan | None] = [None] * len(fragments)
-    for done, row in enumerate(pipeline.iter_rows(), 1):
-        found = FragmentScan.from_plain(value_of(row["scan"]))
-        scans[row["id"]] = found.without_stats()
-        if row["id"] < compared.fitted:
-            order.add(row["id"], found.stats)
+    found: list[FragmentScan | None] = [None] * count
+    for done, (number, scan) in enumerate(scans, 1):
+        found[number] = scan.without_stats()
+        if number < compared.fitted:
+            order.add(number, scan.stats)
         else:
-            compared.add(found.stats)
+            compared.add(scan.stats)
         if progress is not None:
-            progress(done, len(fragments))
-    complete = [part for part in scans if part is not None]
-    assert len(complete) == len(fragments), "each fragment gives one scan"
+            progress(done, count)
+    complete = [part for part in found if part is not None]
+    assert len(complete) == count, "each fragment gives one scan"
     return complete
 
 

@@ -19,7 +19,7 @@ from model.filters import Filter
 from model.parquet import read_whole_fragment
 from model.plan import Fragment
 from model.registry import import_plugins
-from model.scan import SplitBy, first_row, scan_fragment
+from model.scan import FragmentScan, SplitBy, first_row, scan_fragment
 from model.storage import stem
 from pipelines.messages import outcome
 from pipelines.quarantine import quarantined, write_quarantine
@@ -39,12 +39,12 @@ class ScanTask:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import_plugins(self.plugins)
         number = int(batch["id"][0])
-        return {"id": batch["id"], "scan": np.array([outcome(lambda: self._scan(number))], object)}
+        return {"id": batch["id"], "scan": np.array([outcome(lambda: self.scan(number).to_plain())], object)}
 
-    def _scan(self, number: int) -> dict[str, Any]:
+    def scan(self, number: int) -> FragmentScan:
+        """The scan of the fragment with this number. DataError where a row is bad and none may be."""
         on_bad = None if self.quarantine is None else Quarantine(self.quarantine)
-        found = scan_fragment(self.fragments[number], self.model, self.split, fit=True, where=self.where, on_bad=on_bad)
-        return found.to_plain()
+        return scan_fragment(self.fragments[number], self.model, self.split, fit=True, where=self.where, on_bad=on_bad)
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,17 @@ PROGRESS, REPORTS = "progress", "reports"
 
 @dataclass(frozen=True)
 class Telemetry:
-    """The worker's end: calls return at once. `mailbox` is None where nobody listens."""
+    """The worker's end: calls return at once."""
 
-    mailbox: Mailbox | None = None
+    mailbox: Mailbox
 
     def progress(self, progress: Mapping[str, Any]) -> None:
         """Replaces the latest progress."""
-        if self.mailbox is not None:
-            self.mailbox.put(PROGRESS, progress, key=PROGRESS)
+        self.mailbox.put(PROGRESS, progress, key=PROGRESS)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Adds the metrics of a validation, or what else must not be lost."""
-        if self.mailbox is not None:
-            self.mailbox.put(REPORTS, metrics)
+        self.mailbox.put(REPORTS, metrics)
 
 
 @contextmanager
@@ -38,9 +36,6 @@ def listening(
     on_report: Callable[[dict[str, Any]], None] | None,
 ) -> Iterator[Telemetry]:
     """A Telemetry whose words are handed to the callbacks, in a thread, until the block ends."""
-    if on_progress is None and on_report is None:
-        yield Telemetry()
-        return
     done = threading.Event()
 
     def deliver() -> None:

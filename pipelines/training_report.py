@@ -20,7 +20,7 @@ from model.labels import FittedLabel
 from model.plan import DataIndex
 from model.settings import dump_yaml
 from model.storage import join, write_bytes
-from pipelines.batching import read_encoded
+from pipelines.batching import reading
 from pipelines.charts import histogram, lines
 from pipelines.config import RunConfig
 from pipelines.html_report import chart, metric_name, render
@@ -53,8 +53,7 @@ def write_report(
         fingerprint=best.fingerprint,
         figures=figures(best.metrics),
         seconds=seconds,
-        curves=curves(metrics, prepared.label.scale**2),
-        loss_scale=prepared.label.scale**2,
+        curves=curves(metrics),
         rows=metrics[-MOST_LINES:],
         keys=told_keys(metrics),
         data=data_summary(prepared),
@@ -97,10 +96,10 @@ def sampled(index: DataIndex) -> np.ndarray:
 def sample_batches(
     index: DataIndex, rows: np.ndarray, reader: RowReader, plugins: tuple[str, ...]
 ) -> Iterator[SequenceBatch]:
-    """The rows, read by Ray Data a fragment a request, in batches of like length."""
+    """The rows, read a fragment a request, in batches of like length."""
     fragments = np.searchsorted(index.starts, rows, side="right") - 1
     requests = (Request.of(index, rows[fragments == fragment]) for fragment in np.unique(fragments))
-    for block in read_encoded(requests, reader, plugins):
+    for block in reading(index, reader, plugins)(requests):
         for part in bounded(block.take(np.argsort(block.lengths_B, kind="stable"))):
             yield collate(part)
 
@@ -121,22 +120,16 @@ def told_keys(metrics: list[dict[str, float]]) -> list[str]:
     return [key for key in (metrics[-1] if metrics else ()) if key not in SIZES]
 
 
-def curves(metrics: list[dict[str, float]], loss_scale: float = 1.0) -> list[tuple[str, Any]]:
-    """(what it shows, a chart) for each metric that was told at least twice: training and validation in one.
-
-    Training losses are multiplied by `loss_scale`, to be in the units of the validation's.
-    """
+def curves(metrics: list[dict[str, float]]) -> list[tuple[str, Any]]:
+    """(what it shows, a chart) for each metric that was told at least twice: training and validation in one."""
     names = dict.fromkeys(name for line in metrics for name in line)
     shared = [name for name in names if name.startswith("validation_") and name not in LEFT_OUT]
     charts = []
     for name in shared or ["train_loss"]:
         short = name.removeprefix("validation_").removeprefix("train_")
         series = [
-            (which, [line["step"] for line in told], [line[key] * scale for line in told])
-            for which, key, scale in (
-                ("validation", f"validation_{short}", 1.0),
-                ("training", f"train_{short}", loss_scale if short == "loss" else 1.0),
-            )
+            (which, [line["step"] for line in told], [line[key] for line in told])
+            for which, key in (("validation", f"validation_{short}"), ("training", f"train_{short}"))
             if len(told := [line for line in metrics if np.isfinite(line.get(key, np.nan))]) > 1
         ]
         if series:

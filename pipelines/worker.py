@@ -288,9 +288,9 @@ class Meter:
     def __init__(self, job: Job, past: Past) -> None:
         self.job = job
         self.total_steps = total_steps(job.train, job.config.train)
-        self.began = self.told = time.monotonic()
+        self.began = self.told = self.reported = time.monotonic()
         first_step = past.place.step
-        self.steps_at_start = self.steps_at_told = first_step
+        self.steps = self.steps_at_start = self.steps_at_told = self.steps_at_report = first_step
         self.loss, self.weight = (float(past.meter.get(name, 0.0)) for name in ("loss", "weight"))
         # The past counts once over all workers.
         self.real, self.padded = (int(past.meter.get(each, 0)) if job.rank == 0 else 0 for each in ("real", "padded"))
@@ -303,18 +303,18 @@ class Meter:
     def count(self, step: Step, result: StepResult) -> None:
         """Takes one step into account and, if it is time, reports."""
         if result.weight:
-            self.loss += result.loss * result.weight
+            self.latest_loss = result.loss * self.job.label.scale**2  # in the label's units, as validation's
+            self.loss += self.latest_loss * result.weight
             self.weight += result.weight
-            self.latest_loss = result.loss
         real, padded = step.sizes()
         self.real += real
         self.padded += padded
         self.total_steps = total_steps(self.job.train, self.job.config.train, step)
-        now = time.monotonic()
+        self.steps, now = step.number, time.monotonic()
         if not self._running:  # the clock starts when the pipeline has delivered
             self._running = True
-            self.began = self.told = now
-            self.steps_at_start = self.steps_at_told = step.number
+            self.began = self.told = self.reported = now
+            self.steps_at_start = self.steps_at_told = self.steps_at_report = step.number
             self.real_at_told = self.real
         if now - self.told >= PROGRESS_SECONDS or step.last:
             self._tell(step.number, epochs_at(self.job.train, step), now)
@@ -342,16 +342,17 @@ class Meter:
             self.job.progress(self.latest)
 
     def since_report(self) -> dict[str, float]:
-        """The training loss and speed since the last report; resets the loss."""
+        """The training loss and speed since the last report; begins the next. Of the first step no speed is known."""
         loss = self.loss / self.weight if self.weight else math.nan
         self.loss = self.weight = 0.0
         self.pause()
+        assert self._paused is not None
+        seconds, made = self._paused - self.reported, self.steps - self.steps_at_report
+        self.reported, self.steps_at_report = self._paused, self.steps
         real, padded = self.sizes()
-        metrics = {
-            "train_loss": loss,
-            "padding": padded / real if real else 1.0,
-            "steps_per_second": self.latest.steps_per_second,
-        }
+        metrics = {"train_loss": loss, "padding": padded / real if real else 1.0}
+        if made and seconds:
+            metrics["steps_per_second"] = made / seconds
         return metrics | ({"long_rows": float(self.job.train.long_rows)} if self.job.train.long_rows else {})
 
     def state(self) -> dict[str, float]:
@@ -377,6 +378,7 @@ class Meter:
             pause, self._paused = time.monotonic() - self._paused, None
             self.began += pause
             self.told += pause
+            self.reported += pause
 
 
 def plans(config: RunConfig, train: DataIndex, validation: DataIndex | None) -> tuple[Plan, Plan | None]:

@@ -200,6 +200,15 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data of any size are scanned and read by Ray Data's tasks; in this process, not in the workers of a training."""
+    from pipelines import batching, ingest
+
+    monkeypatch.setattr(batching, "SMALL_BYTES", -1)
+    monkeypatch.setattr(ingest, "SMALL_BYTES", -1)
+
+
+@pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The passes of predictions run in this process, item after item: what they compute does not depend on where."""
     from pipelines import fragments

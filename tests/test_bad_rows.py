@@ -275,7 +275,7 @@ def run(tmp_path: Path, table: pa.Table, make_config: Any) -> Callable[..., RunC
     return make
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "large")
 def test_a_run_counts_reports_and_sets_aside(
     run: Callable[..., RunConfig], table: pa.Table, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -305,7 +305,7 @@ def test_a_run_counts_reports_and_sets_aside(
     assert backwards.labels.tolist() == [y for row in rows[::-1] for y in table["y"][int(row)].as_py()]
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "large")
 def test_by_default_the_first_bad_row_ends_the_run(run: Callable[..., RunConfig]) -> None:
     with pytest.raises(DataError, match=r"a\.parquet, row 3, column 'x': must be finite numbers"):
         ingest.prepare_run(run(filter="row < 7"))

@@ -25,7 +25,7 @@ from pipelines import batching, ingest, worker
 from pipelines.config import RunConfig, run_config
 from pipelines.reading import Request, RowReader
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = pytest.mark.usefixtures("local_ray", "large")
 
 LAYOUTS = {
     "uneven blocks": [[30, 10]],
@@ -126,6 +126,7 @@ def see(settings: dict[str, Any]) -> None:
     import ray.train
     import torch.distributed
 
+    batching.SMALL_BYTES = -1  # nothing is too small for a pipeline
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     for name, prepared, plan in settings["plans"]:

@@ -203,9 +203,12 @@ def test_declared_keys_of_another_type_count_nothing() -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_tasks_in_any_order_fit_what_one_loop_does_to_the_last_bit(
-    make_run: Callable[..., RunConfig], data: Path
+@pytest.mark.parametrize("way", ["by tasks", "in this process"])
+def test_whatever_scans_fits_what_one_loop_does_to_the_last_bit(
+    make_run: Callable[..., RunConfig], data: Path, request: pytest.FixtureRequest, way: str
 ) -> None:
+    if way == "by tasks":
+        request.getfixturevalue("large")
     config = make_run()
     prepared = fitted_data(config)
     fragments = find_fragments(data, read_columns(config.model))

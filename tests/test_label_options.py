@@ -206,6 +206,19 @@ def test_the_scale_is_that_of_the_training_rows() -> None:
     assert (label.shift, label.scale) == pytest.approx((held.mean(), held.std()))
 
 
+def test_a_training_tells_its_loss_in_the_labels_units(train_in_memory: Any) -> None:
+    table = table_of([1010.0, 1030.0, 990.0])
+    bundle = fitted_bundle(config_of("linear_regression", "single_value", standardize_label=True), table)
+    rows = encode_rows(table, bundle.columns, bundle.label)
+    told: list[Any] = []
+    job = {"progress": told.append}
+    trained = train_in_memory(bundle, rows, validation=rows, job=job, steps=1, batch_sequences=3, learning_rate=1e-12)
+    metrics = trained.reports[-1].metrics
+    assert metrics["train_loss"] > 100  # the labels' variance is 267
+    assert metrics["train_loss"] == pytest.approx(metrics["validation_loss"], rel=1e-5)
+    assert told[-1].loss == metrics["train_loss"]
+
+
 def test_labels_that_are_not_standardised_are_left_alone() -> None:
     label = FittedLabel(name="y", problem_type="linear_regression", prediction_type="single_value")
     logits = torch.tensor([[0.1], [-0.0]])

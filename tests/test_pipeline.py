@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from model.evaluation import table_metrics
 from model.metrics import results
 from model.plan import Plan
 from model.scoring import Scorer
-from pipelines import batching, ingest
+from pipelines import batching, ingest, worker
 from pipelines.batching import batches
 from pipelines.config import RunConfig, run_config
 from pipelines.evaluate import evaluate
 from pipelines.predict import predict
 from pipelines.reading import RowReader
 from pipelines.train import train
+from tune.reading import direct_batches
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -98,6 +100,40 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(make_run: Callable[..., Ru
     assert [json.loads(line)["step"] for line in lines] == [5, 10, 15, 20]
 
 
+@pytest.mark.slow
+def test_ray_datas_tasks_feed_a_worker_with_what_a_loop_of_our_own_reads(
+    make_table: Callable[..., pa.Table], tmp_path: Path
+) -> None:
+    """More than what is small, in a worker of Ray Train: a thousand numbers a step."""
+    table = make_table(lengths=[200] * 24)
+    wide = pa.FixedSizeListArray.from_arrays(pa.array(np.random.default_rng(1).normal(size=24 * 200 * 1000)), 1000)
+    table = table.append_column("wide", pa.ListArray.from_arrays(pa.array(range(0, 4801, 200), pa.int32()), wide))
+    pq.write_table(table, tmp_path / "wide.parquet", row_group_size=7)
+    columns = {"sequence": [{"type": "numeric", "name": "wide"}]}
+    config = run_config(
+        {
+            "output": str(tmp_path / "runs"),
+            "data": {"train": str(tmp_path / "wide.parquet"), "validation_fraction": 0},
+            "model": {**MODEL, "columns": columns, "num_units": [3]},
+            "train": {"steps": 7, "evaluate_every_steps": 7, "batch_sequences": 8, "learning_rate": 0.01},
+        },
+        where="run.yaml",
+    )
+    result = train(config)
+    prepared = ingest.load_prepared(config.directory)
+    assert batching.encoded_bytes(prepared.train, prepared.columns) > batching.SMALL_BYTES
+    reports: list[worker.Report] = []
+    plan, _ = worker.plans(config, prepared.train, None)
+    read = partial(direct_batches, RowReader(prepared.columns, prepared.label))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker: with more, sums round otherwise
+    try:
+        worker.run(worker.Job(config, prepared.columns, prepared.label, plan, None, read, reports.append))
+    finally:
+        torch.set_num_threads(threads)
+    assert reports[-1].bundle.fingerprint == result.fingerprint
+
+
 def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(make_run: Callable[..., RunConfig]) -> None:
     config = make_run(steps=2)
     train(config)
@@ -133,6 +169,7 @@ def test_a_loss_that_is_no_number_ends_training_with_one_line(make_run: Callable
         train(config)
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_every_row_is_computed_once_an_epoch_on_any_number_of_workers(
     make_run: Callable[..., RunConfig], world: int
@@ -163,8 +200,13 @@ def test_kept_rows_give_the_batches_that_reading_again_gives(
     reader = RowReader(prepared.columns, prepared.label)
     kept = list(batches(plan, reader, 1, 2, 3, 2 * plan.steps_per_epoch))
     monkeypatch.setattr(batching, "KEPT_BYTES", 0)
-    read = list(batches(plan, reader, 1, 2, 3, 2 * plan.steps_per_epoch))
-    for one, other in zip(kept, read, strict=True):
+    check_same(kept, list(batches(plan, reader, 1, 2, 3, 2 * plan.steps_per_epoch)))
+    monkeypatch.setattr(batching, "SMALL_BYTES", -1)  # through Ray Data
+    check_same(kept, list(batches(plan, reader, 1, 2, 3, 2 * plan.steps_per_epoch)))
+
+
+def check_same(ours: list[Any], theirs: list[Any]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             assert torch.equal(one.rows_B, other.rows_B)
@@ -226,6 +268,7 @@ def test_prediction_keeps_rows_keys_and_states_and_goes_on_where_it_was(
         predict(str(tmp_path / "bundle"), str(data), str(output), keep=["key"])
 
 
+@pytest.mark.usefixtures("large")
 def test_bad_rows_are_named_by_file_and_row_from_training_and_prediction(
     make_run: Callable[..., RunConfig],
     make_table: Callable[..., pa.Table],

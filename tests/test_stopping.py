@@ -86,6 +86,16 @@ def test_training_ends_when_validation_stops_getting_better(
     assert [report.last for report in trained.reports[:-1]] == [False] * (len(losses) - 1)
 
 
+def test_the_speed_of_each_stretch_is_told_but_of_the_first_step(
+    bundle: Bundle, rows: EncodedRows, train_in_memory: Any
+) -> None:
+    trained = train_in_memory(bundle, rows, steps=4, evaluate_every_steps=1)
+    speeds = [report.metrics.get("steps_per_second") for report in trained.reports]
+    assert speeds[0] is None
+    assert len(speeds) == 4
+    assert all(speed is not None and speed > 0 for speed in speeds[1:])
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_workers_stop_where_one_worker_stops(
     bundle: Bundle, rows: EncodedRows, validation: EncodedRows, train_in_memory: Any, world: int

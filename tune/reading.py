@@ -8,15 +8,16 @@ Training data are read a window at a time; those that are read several times and
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 from model.batch import SequenceBatch
 from model.plan import Plan
 from pipelines.allocation import OF_COMPUTING, keep_freed_memory
-from pipelines.batching import CPU, KeptRows, cut, encoded_bytes
+from pipelines.batching import CPU, planned
 from pipelines.prefetch import prefetched
-from pipelines.reading import Request, RowReader
+from pipelines.reading import RowReader
 
 KEPT_BYTES = 128 * 2**20  # of encoded rows; less than a worker of a run keeps, for a machine runs several trials
 
@@ -26,15 +27,4 @@ def direct_batches(
 ) -> Iterator[SequenceBatch | None]:
     """`worker.Batches` of the only worker, for steps start … stop − 1. DataError names file, row and column."""
     keep_freed_memory(OF_COMPUTING)
-    return prefetched(_batches(reader, plan, start, stop), device)
-
-
-def _batches(reader: RowReader, plan: Plan, start: int, stop: int) -> Iterator[SequenceBatch | None]:
-    several_epochs = stop - start > plan.steps_per_epoch
-    small = encoded_bytes(plan.index, reader.columns) <= KEPT_BYTES
-    kept = KeptRows(plan.index, lambda requests: map(reader.read, requests)) if several_epochs and small else None
-    parts = (
-        reader.read(Request.of(plan.index, piece.rows)) if kept is None else kept.take(piece.rows)
-        for piece in plan.pieces(0, 1, start, stop)
-    )
-    yield from cut(parts, (plan.batch_rows(step) for step in range(start, stop)))
+    return prefetched(planned(plan, reader, 0, 1, start, stop, partial(map, reader.read), KEPT_BYTES), device)
