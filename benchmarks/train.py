@@ -5,7 +5,8 @@
 Rows have lengths drawn log-normally (median 60, sigma 0.8, at most 512), 32 floats a step and a number to predict at
 each step; LSTM of 128 units, 64 rows a batch and worker, one thread a worker. Rates are real steps (padding does not
 count) a second of steady training: what starts and what validates is left out on all sides. Every run is a process of
-its own that joins one Ray; ours and theirs take turns.
+its own that joins one Ray; ours and theirs take turns. Hand-written loops start as anyone would start them; once more
+with malloc told what our workers tell it: to keep freed memory.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from benchmarks._common import Measure, at_least, at_most, told  # noqa: E402
+from pipelines import allocation  # noqa: E402
 
 D, UNITS, B = 32, 128, 64
 MEDIAN, SIGMA, CAP = 60, 0.8, 512
@@ -47,12 +49,12 @@ def main() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from pipelines.cluster import ray_session
 
-    turns, rows = (1, 2048) if options.quick else (5, 8192)
+    turns, rows = (1, 2048) if options.quick else (3, 8192)
     with tempfile.TemporaryDirectory() as directory:
         write_data(Path(directory), rows)
-        measures = [fixed_cost(Path(directory), 1 if options.quick else 3)]
+        measures = [fixed_cost(Path(directory), 1 if options.quick else 5)]
         with ray_session(logical_cpus=8) as session:
-            bench = Bench(Path(directory), session.address, 6.0 if options.quick else 20.0)
+            bench = Bench(Path(directory), session.address, 6.0 if options.quick else 15.0)
             measures += one_worker(bench, turns) + two_workers(bench, turns) + [checkpointing(bench, turns)]
     told(measures, "Training", options.json)
 
@@ -107,7 +109,7 @@ class Bench:
         common = {"directory": str(self.directory), "address": self.address, "seconds": self.seconds}
         whole = json.dumps({**common, "name": f"run-{next(self._names)}", **spec})
         command = [sys.executable, *launcher, str(Path(__file__)), "--role", role, "--spec", whole]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | (allocation.environment() if spec.get("keep") else {})
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
 
 
@@ -120,39 +122,50 @@ def results_of(process: subprocess.Popen[str]) -> Iterator[dict[str, float]]:
             yield json.loads(line)
 
 
-def alternating(first: Callable[[], float], second: Callable[[], float], turns: int) -> tuple[float, float, float]:
-    """Medians of both, and the median ratio of the first to the second over the turns."""
-    pairs = [(first(), second()) for _ in range(turns)]
-    ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return ours, theirs, statistics.median(a / b for a, b in pairs)
+def alternating(runs: Sequence[Callable[[], float]], turns: int) -> tuple[list[float], list[float]]:
+    """Medians of all, and the median ratio of the first to each of the others over the turns."""
+    results = [[run() for run in runs] for _ in range(turns)]
+    medians = [statistics.median(column) for column in zip(*results, strict=True)]
+    ratios = [statistics.median(turn[0] / turn[other] for turn in results) for other in range(1, len(runs))]
+    return medians, ratios
 
 
 # Measures -------------------------------------------------------------------------------------------------------------
 
+Peer = tuple[str, float | None, Callable[[], float]]  # what it is, the goal against it, its rate
+
+
+def against(what: str, ours: Callable[[], float], peers: Sequence[Peer], turns: int) -> list[Measure]:
+    """Real steps a second of ours against those of each peer, all of them turn by turn."""
+    (mine, *others), ratios = alternating([ours, *(rate for *_, rate in peers)], turns)
+    measures = []
+    for (name, goal, _), other, ratio in zip(peers, others, ratios, strict=True):
+        told = (f"{what} against {name}", ratio, "of its real steps/s")
+        detail = f"{mine:,.0f} against {other:,.0f} real steps/s"
+        measures.append(Measure(*told, detail=detail) if goal is None else at_least(*told, goal, detail))
+    return measures
+
 
 def one_worker(bench: Bench, turns: int) -> list[Measure]:
     """Ours against the loop on ready tensors of the same batches, and against the loop that pads random batches."""
-    measures = []
-    for role, goal, what in (("ready", 0.95, "ready tensors"), ("naive", 2.0, "random batches, padded")):
-        ours, theirs, ratio = alternating(lambda: bench.rate("ours"), lambda role=role: bench.rate(role), turns)  # type: ignore[misc]
-        detail = f"{ours:,.0f} against {theirs:,.0f} real steps/s"
-        measures.append(at_least(f"1 worker against a loop on {what}", ratio, "of its real steps/s", goal, detail))
-    return measures
+    peers: list[Peer] = [
+        ("a loop on ready tensors", 0.95, lambda: bench.rate("ready")),
+        ("that loop, keeping freed memory as ours does", None, lambda: bench.rate("ready", keep=True)),
+        ("a loop on random batches, padded", 2.0, lambda: bench.rate("naive")),
+    ]
+    return against("1 worker", lambda: bench.rate("ours"), peers, turns)
 
 
 def two_workers(bench: Bench, turns: int) -> list[Measure]:
     """Two workers against two runs of one worker side by side, and against DistributedDataParallel."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    others: list[tuple[str, float, Callable[[], float]]] = [
+    ddp = "DistributedDataParallel on ready tensors"
+    peers: list[Peer] = [
         ("two runs side by side", 0.9, lambda: bench.rate("ours", copies=2)),
-        ("DistributedDataParallel on ready tensors", 0.95, lambda: bench.rate("ready", launcher=launcher)),
+        (ddp, 0.95, lambda: bench.rate("ready", launcher=launcher)),
+        (f"{ddp}, keeping freed memory as ours do", None, lambda: bench.rate("ready", launcher=launcher, keep=True)),
     ]
-    measures = []
-    for what, goal, theirs in others:
-        mine, other, ratio = alternating(lambda: bench.rate("ours", workers=2), theirs, turns)
-        detail = f"{mine:,.0f} against {other:,.0f} real steps/s"
-        measures.append(at_least(f"2 workers against {what}", ratio, "of its real steps/s", goal, detail))
-    return measures
+    return against("2 workers", lambda: bench.rate("ours", workers=2), peers, turns)
 
 
 def checkpointing(bench: Bench, turns: int) -> Measure:
@@ -161,7 +174,7 @@ def checkpointing(bench: Bench, turns: int) -> Measure:
     def seconds(reports: int) -> float:
         return bench.run("ours", reports=reports)[0]["seconds"]
 
-    many, one, _ = alternating(lambda: seconds(CHECKPOINTS + 1), lambda: seconds(1), turns)
+    (many, one), _ = alternating([lambda: seconds(CHECKPOINTS + 1), lambda: seconds(1)], turns)
     cost = (many - one) / CHECKPOINTS
     return at_most("a checkpoint every 30 s", max(cost, 0) / 30, "of the time", 0.02, f"{cost * 1e3:.0f} ms each")
 
@@ -179,7 +192,7 @@ def fixed_cost(directory: Path, turns: int) -> Measure:
     def trivial() -> float:
         return wall([sys.executable, str(Path(__file__)), "--role", "trivial", "--spec", "{}"])
 
-    mine, theirs, _ = alternating(ours, trivial, turns)
+    (mine, theirs), _ = alternating([ours, trivial], turns)
     detail = f"{mine:.1f} s against {theirs:.1f} s"
     return at_most("fixed cost of a training beyond Ray's", mine - theirs, "s", 3.0, detail)
 
@@ -248,6 +261,8 @@ def run_ready(spec: dict[str, Any]) -> None:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
         torch.distributed.init_process_group("gloo")
+    if spec.get("keep"):
+        allocation.keep_freed_memory(allocation.OF_COMPUTING)
     hand_written(list(plan_batches(Path(spec["directory"]), rank, world)), spec["seconds"], distributed=world > 1)
     if world > 1:
         torch.distributed.destroy_process_group()

@@ -12,6 +12,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -29,7 +30,7 @@ from model.rows import EncodedRows, FittedColumns, concat
 from pipelines.allocation import OF_COMPUTING, keep_freed_memory
 from pipelines.cluster import configure_ray_data
 from pipelines.prefetch import prefetched
-from pipelines.reading import ERROR, ReadTask, Request, RowReader
+from pipelines.reading import ERROR, FEW_FRAGMENTS, ReadTask, Request, RowReader
 
 CPU = torch.device("cpu")
 Read = Callable[[Iterable[Request]], Iterable[EncodedRows]]  # rows of each request, in the requests' order
@@ -61,8 +62,12 @@ def batches(
 
 
 def reading(index: DataIndex, reader: RowReader, plugins: tuple[str, ...]) -> Read:
-    """How requests for rows of an index are read: by Ray Data, small data here."""
-    if encoded_bytes(index, reader.columns) <= SMALL_BYTES:
+    """How requests for rows of an index are read: by Ray Data's tasks, small data in this process.
+
+    Small is what all rows of the row groups are, not only those of this split: they are decoded, too.
+    """
+    whole = encoded_bytes(replace(index, selected=None), reader.columns)
+    if whole <= SMALL_BYTES and len(index.fragments) <= FEW_FRAGMENTS:
         return partial(map, reader.read)
     return partial(read_encoded, reader=reader, plugins=plugins)
 

@@ -34,6 +34,7 @@ from pipelines.cluster import configure_ray_data
 from pipelines.config import RunConfig
 from pipelines.data_report import DataReport
 from pipelines.messages import value_of
+from pipelines.reading import FEW_FRAGMENTS
 from pipelines.scanning import ScanTask
 
 COLUMNS, TRAIN_INDEX, VALIDATION_INDEX = "data/columns.json", "data/train.npz", "data/validation.npz"
@@ -76,7 +77,7 @@ def prepare_run(config: RunConfig, progress: Progress | None = None) -> Prepared
     order = InOrder()
     compared = Comparison(model, order, len(fragments), config.data.validation)
     task = scan_task(fragments + other, config, model, split)
-    small = sum(each.nbytes for each in found) <= SMALL_BYTES
+    small = sum(each.nbytes for each in found) <= SMALL_BYTES and len(task.fragments) <= FEW_FRAGMENTS
     scans = collected(scanned_here(task) if small else scanned(task), len(task.fragments), order, compared, progress)
     rows = _told(config, DataReport.of(found, scans))
     columns, label = fit_merged(config.model, order.total)

@@ -17,7 +17,7 @@ from model.config import ModelConfig
 from model.scan import optional_columns
 from pipelines.inspect_faults import Damage
 from pipelines.inspect_leaks import leak_findings
-from pipelines.inspect_profile import MOST_PLACES, NUMBER, OTHER, ColumnProfile, Places
+from pipelines.inspect_profile import MOST_PLACES, NARROWEST, NUMBER, OTHER, WIDEST, ColumnProfile, Places
 from pipelines.inspect_roles import (
     CONTEXT,
     KEY,
@@ -216,9 +216,9 @@ def _of_bad_numbers(survey: Survey, name: str, profile: ColumnProfile) -> Iterat
     if profile.widths is not None and profile.kind == NUMBER and not profile.integers:
         least, most = profile.widths
         if least != most:
-            yield Finding(
-                ERROR, "widths-disagree", name, f"holds {least} to {most} numbers a step: must be equally many"
-            )
+            text = f"holds {least} to {most} numbers a step: must be equally many"
+            places = profile.places[NARROWEST] + profile.places[WIDEST]
+            yield Finding(ERROR, "widths-disagree", name, text, places)
 
 
 def _times(count: int) -> str:

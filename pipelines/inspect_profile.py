@@ -21,6 +21,7 @@ from model.quantiles import QuantileSketch
 from model.stats import ColumnStats, numeric_stats
 from pipelines.inspect_sketch import Coded, Distinct, TopValues
 
+NARROWEST, WIDEST = "narrowest", "widest"  # places of a row with the fewest, the most values in a step
 MOST_PLACES = 5  # rows that are named as examples of a fault
 MOST_WIDTH = 1 << 12  # values a step whose means are kept one by one
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -96,11 +97,16 @@ class ColumnProfile:
             top=self.top.merge(other.top),
             quantiles=self.quantiles.merge(other.quantiles),
             moments=_merged_moments(self.moments, other.moments),
-            places={
-                name: self.places.get(name, Places()) + other.places.get(name, Places())
-                for name in dict.fromkeys([*self.places, *other.places])
-            },
+            places=self._merged_places(other),
         )
+
+    def _merged_places(self, other: ColumnProfile) -> dict[str, Places]:
+        names = dict.fromkeys([*self.places, *other.places])
+        merged = {name: self.places.get(name, Places()) + other.places.get(name, Places()) for name in names}
+        if self.widths is not None and other.widths is not None:
+            merged[NARROWEST] = (self if self.widths[0] <= other.widths[0] else other).places[NARROWEST]
+            merged[WIDEST] = (self if self.widths[1] >= other.widths[1] else other).places[WIDEST]
+        return merged
 
     @property
     def kind(self) -> str:
@@ -242,9 +248,10 @@ def profile_column(array: Array, name: str, file: str, rows: np.ndarray) -> tupl
         counts=counts,
         fixed=pa.types.is_fixed_size_list(array.type),
         integers=bool(pa.types.is_integer(parts.values.type)),
-        widths=_widths(parts, array),
         places=_null_places(parts, file, rows),
     )
+    widths, places = _widths(parts, array, file, rows)
+    profile = replace(profile, widths=widths, places={**profile.places, **places})
     if profile.kind == OTHER:
         return profile, None
     try:
@@ -289,15 +296,23 @@ def _null_places(parts: Unnested, file: str, rows: np.ndarray) -> dict[str, Plac
     return {"null": _places(parts, where, file, rows)}
 
 
-def _widths(parts: Unnested, array: Array) -> tuple[int, int] | None:
-    """The least and the most values a step that is not null; None without lists a step."""
+def _widths(
+    parts: Unnested, array: Array, file: str, rows: np.ndarray
+) -> tuple[tuple[int, int] | None, dict[str, Places]]:
+    """The least and the most values a step that is not null, and a row with each; None without lists a step."""
     if parts.step_offsets is None:
-        return None
-    widths = np.diff(parts.step_offsets)
+        return None, {}
+    widths, steps = np.diff(parts.step_offsets), np.arange(len(parts.step_offsets) - 1)
     holders = array if parts.row_offsets is None else unnest(array, "").values
     if holders.null_count:
-        widths = widths[holders.is_valid().to_numpy(zero_copy_only=False)]
-    return (int(widths.min()), int(widths.max())) if len(widths) else None
+        steps = steps[holders.is_valid().to_numpy(zero_copy_only=False)]
+    if not len(steps):
+        return None, {}
+    ends = [steps[find(widths[steps])] for find in (np.argmin, np.argmax)]
+    starts = np.arange(len(array) + 1) if parts.row_offsets is None else parts.row_offsets
+    at = [int(rows[np.searchsorted(starts, step, side="right") - 1]) for step in ends]
+    places = {name: Places(((file, row),)) for name, row in zip((NARROWEST, WIDEST), at, strict=True)}
+    return (int(widths[ends[0]]), int(widths[ends[1]])), places
 
 
 def _kind(kind: pa.DataType) -> str:

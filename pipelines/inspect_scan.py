@@ -136,8 +136,7 @@ class ProfileTask:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import_plugins(self.look.plugins)
         number = int(batch["id"][0])
-        look = replace(self.look, sample=self.look.sample and number == 0)
-        told = outcome(lambda: profile_fragment(self.fragments[number], look).to_plain())
+        told = outcome(lambda: profile_fragment(self.fragments[number], self.look).to_plain())
         return {"id": batch["id"], "profile": np.array([told], object)}
 
 

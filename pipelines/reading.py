@@ -24,6 +24,7 @@ from model.scan import first_row
 from pipelines.allocation import OF_TASKS, keep_freed_memory
 
 BLOCK_BYTES = 64 * 2**20  # of encoded rows: a window travels at once, or if it is larger in several blocks
+FEW_FRAGMENTS = 64  # that one process may read by itself: each may be a round trip to an object store
 ERROR = "error"
 
 

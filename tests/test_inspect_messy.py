@@ -187,6 +187,8 @@ def test_why_no_list_can_be_read_is_said(inspected: Any, random: np.random.Gener
         "no column of lists can be read as sequences ('x': 1 to 2 numbers a step: they must be equally many)"
     )
     assert told(inspection)["error widths-disagree", "x"] == "holds 1 to 2 numbers a step: must be equally many"
+    (found,) = (finding for finding in inspection.findings if finding.code == "widths-disagree")
+    assert [row for _, row in found.places.found] == [ROWS - 1, 0]
 
 
 def test_pieces_that_share_a_place_are_told_and_train(inspected: Any, random: np.random.Generator) -> None:

@@ -161,6 +161,17 @@ def test_vectors_have_a_mean_for_each_of_their_numbers() -> None:
     uneven = profiled(pa.array([[[1.0], [2.0, 3.0]]]))
     assert uneven.widths == (1, 2)
     assert not uneven.moments.count.any()
+    assert extremes(uneven) == (0, 0)
+    other = profiled(pa.array([[[1.0, 2.0]], [], [[3.0], [], None], [[3.0, 4.0]]]), first=10)
+    assert (other.widths, extremes(other)) == ((0, 2), (12, 10))
+    assert extremes(uneven.merge(other)) == (12, 0)
+    assert extremes(other.merge(uneven)) == (12, 10)
+
+
+def extremes(profile: ColumnProfile) -> tuple[int, int]:
+    """The rows that are named for the fewest and the most numbers in a step."""
+    ((_, least),), ((_, most),) = profile.places["narrowest"].found, profile.places["widest"].found
+    return least, most
 
 
 @pytest.mark.parametrize(

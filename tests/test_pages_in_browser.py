@@ -165,7 +165,7 @@ TEXTS = {
         "A run for these data",
     ],
     "classification": ["Training report", "Calibration", "a class with a long name, indeed", EVIL, "66.7 min"],
-    "linear_regression": ["Residuals", "By length of the sequence", "in the label's own units", "Environment"],
+    "linear_regression": ["Residuals", "By length of the sequence", "Environment"],
 }
 
 

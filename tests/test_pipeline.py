@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from model.checkpoint import load_bundle
 from model.errors import ConfigError, DataError, TrainingError
 from model.evaluation import table_metrics
 from model.metrics import results
-from model.plan import Plan
+from model.plan import DataIndex, Plan
 from model.scoring import Scorer
 from pipelines import batching, ingest, worker
 from pipelines.batching import batches
@@ -203,6 +204,21 @@ def test_kept_rows_give_the_batches_that_reading_again_gives(
     check_same(kept, list(batches(plan, reader, 1, 2, 3, 2 * plan.steps_per_epoch)))
     monkeypatch.setattr(batching, "SMALL_BYTES", -1)  # through Ray Data
     check_same(kept, list(batches(plan, reader, 1, 2, 3, 2 * plan.steps_per_epoch)))
+
+
+def test_only_what_is_small_as_a_whole_is_read_without_a_pipeline(make_run: Callable[..., RunConfig]) -> None:
+    prepared = ingest.prepare_run(make_run())
+    reader, index = RowReader(prepared.columns, prepared.label), prepared.train
+    first = index.fragments[0]
+
+    def is_read_here(index: DataIndex) -> bool:
+        return batching.reading(index, reader, ()).func is map
+
+    assert is_read_here(index)
+    many = tuple(replace(first, row_group=number, rows=1) for number in range(65))
+    assert not is_read_here(DataIndex(many, np.full(65, 3)))
+    large, few = np.full(1000, 1000), np.arange(1000) == 5  # a split of a single row
+    assert not is_read_here(DataIndex((replace(first, rows=1000),), large, few))
 
 
 def check_same(ours: list[Any], theirs: list[Any]) -> None:
