@@ -52,11 +52,19 @@ def main() -> None:
     turns, rows = (1, 2048) if options.quick else (3, 8192)
     with tempfile.TemporaryDirectory() as directory:
         write_data(Path(directory), rows)
-        measures = [fixed_cost(Path(directory), 1 if options.quick else 5)]
+        measures = shown([fixed_cost(Path(directory), 1 if options.quick else 5)])
         with ray_session(logical_cpus=8) as session:
             bench = Bench(Path(directory), session.address, 6.0 if options.quick else 15.0)
-            measures += one_worker(bench, turns) + two_workers(bench, turns) + [checkpointing(bench, turns)]
+            measures += shown(one_worker(bench, turns)) + shown(two_workers(bench, turns))
+            measures += shown([checkpointing(bench, turns)])
     told(measures, "Training", options.json)
+
+
+def shown(measures: list[Measure]) -> list[Measure]:
+    """The measures, each told at once to those who wait."""
+    for each in measures:
+        print(f"{each.measure}: {each.value:.3g} {each.unit} ({each.detail})", file=sys.stderr, flush=True)
+    return measures
 
 
 def arguments() -> argparse.Namespace:
