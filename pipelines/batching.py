@@ -37,6 +37,7 @@ Read = Callable[[Iterable[Request]], Iterable[EncodedRows]]  # rows of each requ
 ROWS_PER_PIPELINE = 1 << 20  # bounds the row numbers that one pipeline holds
 REQUESTS_PER_PIPELINE = 1 << 9
 SWITCH_SECONDS = 5e-4  # Ray Data's threads wait so long for the one that pads: a sixteenth faster than with 5e-3
+TASK_BYTES = 48 * 2**20  # of encoded rows: a task reads so much, for each costs Ray 20 ms, whatever it does
 SMALL_BYTES = 8 * 2**20  # of encoded rows that are read in less time than Ray Data takes to start
 KEPT_BYTES = 512 * 2**20  # of encoded rows that a worker keeps rather than reads again each epoch
 
@@ -69,7 +70,8 @@ def reading(index: DataIndex, reader: RowReader, plugins: tuple[str, ...]) -> Re
     whole = encoded_bytes(replace(index, selected=None), reader.columns)
     if whole <= SMALL_BYTES and len(index.fragments) <= FEW_FRAGMENTS:
         return partial(map, reader.read)
-    return partial(read_encoded, reader=reader, plugins=plugins)
+    task_rows = TASK_BYTES * index.rows // max(encoded_bytes(index, reader.columns), 1)
+    return partial(read_encoded, reader=reader, plugins=plugins, task_rows=task_rows)
 
 
 def planned(
@@ -137,11 +139,14 @@ def _take(waiting: deque[EncodedRows], count: int) -> EncodedRows:
     return concat(taken)
 
 
-def read_encoded(requests: Iterable[Request], reader: RowReader, plugins: tuple[str, ...]) -> Iterator[EncodedRows]:
-    """Encoded rows of all requests, in order, computed ahead by Ray Data's tasks."""
+def read_encoded(
+    requests: Iterable[Request], reader: RowReader, plugins: tuple[str, ...], task_rows: int
+) -> Iterator[EncodedRows]:
+    """Encoded rows of all requests, in order, computed ahead by Ray Data's tasks, each of about `task_rows` rows."""
     configure_ray_data()
     task = ReadTask(reader, plugins)
-    for group in _groups(requests):
+    tasks = map(Request.joined, _groups(requests, task_rows))
+    for group in _groups(tasks, ROWS_PER_PIPELINE, REQUESTS_PER_PIPELINE):
         pipeline = ray.data.from_arrow([request.to_arrow() for request in group]).map_batches(
             task, batch_size=1, batch_format="pyarrow", zero_copy_batch=True
         )
@@ -152,15 +157,15 @@ def read_encoded(requests: Iterable[Request], reader: RowReader, plugins: tuple[
                 yield from_arrow(pa.Table.from_batches([chunk]))
 
 
-def _groups(requests: Iterable[Request]) -> Iterator[list[Request]]:
-    """Requests in groups of a bounded number of rows: one pipeline each."""
+def _groups(requests: Iterable[Request], rows: int, most: int = sys.maxsize) -> Iterator[list[Request]]:
+    """Requests in order, in groups that reach so many rows, or hold the most that one may."""
     group: list[Request] = []
-    rows = 0
+    held = 0
     for request in requests:
         group.append(request)
-        rows += len(request.rows)
-        if rows >= ROWS_PER_PIPELINE or len(group) == REQUESTS_PER_PIPELINE:
+        held += len(request.rows)
+        if held >= rows or len(group) == most:
             yield group
-            group, rows = [], 0
+            group, held = [], 0
     if group:
         yield group

@@ -6,6 +6,7 @@ Knows no torch, so that the tasks' processes never load it, and nothing of ranks
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,6 +47,18 @@ class Request:
             rows,
         )
 
+    @classmethod
+    def joined(cls, requests: Sequence[Request]) -> Request:
+        """The rows of one request (of at least one) after those of the other, as one."""
+        fragments = {
+            start: fragment
+            for request in requests
+            for start, fragment in zip(request.starts, request.fragments, strict=True)
+        }
+        starts = tuple(sorted(fragments))
+        rows = np.concatenate([request.rows for request in requests])
+        return cls(tuple(fragments[start] for start in starts), starts, rows)
+
     def to_arrow(self) -> pa.Table:
         """One row that travels to a task."""
         fragments = json.dumps([asdict(fragment) for fragment in self.fragments])
@@ -74,7 +87,7 @@ class RowReader:
 
     def read(self, request: Request) -> EncodedRows:
         """The request's rows in its order. DataError names file, row in the file, and column."""
-        rows = np.sort(request.rows)
+        rows = np.unique(request.rows)  # those of two epochs may be read at once
         starts = np.array(request.starts)
         firsts = np.searchsorted(rows, starts)
         ends = np.searchsorted(rows, starts + [fragment.rows for fragment in request.fragments])

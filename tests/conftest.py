@@ -201,10 +201,12 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data of any size are scanned and read by Ray Data's tasks; in this process, not in the workers of a training."""
+    """Data of any size are scanned and read by Ray Data's tasks, a window a task; in this process, not in the workers
+    of a training."""
     from pipelines import batching, ingest
 
     monkeypatch.setattr(batching, "SMALL_BYTES", -1)
+    monkeypatch.setattr(batching, "TASK_BYTES", 0)
     monkeypatch.setattr(ingest, "SMALL_BYTES", -1)
 
 

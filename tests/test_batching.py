@@ -109,11 +109,13 @@ def check_seen(plan: Plan, ranks: list[list[list[int]]]) -> None:
         assert sorted(seen) == list(range(plan.index.rows))
 
 
+@pytest.mark.parametrize("task_bytes", [0, 500, 1 << 20], ids=["a window a task", "some windows", "both epochs"])
 @pytest.mark.parametrize(("seed", "layout"), list(enumerate(LAYOUTS)))
 def test_two_ranks_see_every_key_once_an_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, layout: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, layout: str, task_bytes: int
 ) -> None:
     monkeypatch.setattr(batching, "KEPT_BYTES", 0)  # else the second epoch is not read
+    monkeypatch.setattr(batching, "TASK_BYTES", task_bytes)
     prepared = ingest.prepare_run(run_of(write(tmp_path / "data", LAYOUTS[layout])))
     reader = RowReader(prepared.columns, prepared.label)
     plan = plan_of(prepared, seed, "rows" if seed % 2 else "steps")

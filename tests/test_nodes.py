@@ -107,9 +107,9 @@ def nodes() -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def run_yaml(small_run: Callable[..., Path]) -> Path:
-    """A run of two workers; 24 rows train, so that an epoch is 3 steps."""
+    """A run of two workers; 24 rows train, so that an epoch is 3 steps, and take seconds: a node dies meanwhile."""
     return small_run(
-        [60] * 32,
+        [400] * 32,
         ["x"],
         groups=4,
         model={"cell_type": "gru", "num_units": [16, 16]},
@@ -158,74 +158,7 @@ def check_as_unharmed(training: Any, unharmed: str) -> None:
     assert training.fingerprint() == unharmed
 
 
-@pytest.mark.soak
-def test_a_killed_node_changes_nothing(nodes: Nodes, train: Callable[..., Any], unharmed: str) -> None:
-    training = train("node-killed")
-    training.wait_for_step(2 * EVERY)
-    time.sleep(random.Random(7).uniform(0, 0.5))
-    nodes.order("kill")
-    nodes.order("add")
-    check_as_unharmed(training, unharmed)
-    assert RESTARTED in training.told
-
-
-RESTARTED = "\nrestart 1: training goes on with 2 workers from its latest checkpoint\n"
-HANG = re.compile(
-    r"all workers must meet in .+ within 8 s, but rank (\d) waits there for rank (\d) \(process (\d+) on [\d.]+\), "
-    r"which has been silent for \d+ s, since it was in .+: look at what keeps it, or raise "
-    r"resources\.collective_timeout_seconds"
-)
-
-
-@pytest.mark.soak
-def test_a_hanging_worker_is_named_and_killed_and_changes_nothing(
-    nodes: Nodes, train: Callable[..., Any], unharmed: str
-) -> None:
-    training = train("worker-hung", "resources.collective_timeout_seconds=8")
-    training.wait_for_step(2 * EVERY)
-    stopped = train_workers(nodes)[1]
-    stopped.send_signal(signal.SIGSTOP)
-    check_as_unharmed(training, unharmed)
-    (told,) = (line for line in training.told.splitlines() if "must meet" in line)
-    named = HANG.match(told)
-    assert named is not None, told
-    assert {named.group(1), named.group(2)} == {"0", "1"}
-    assert int(named.group(3)) == stopped.pid
-    assert told.endswith("resources.collective_timeout_seconds; killed")
-    assert RESTARTED in training.told
-
-
-@pytest.mark.soak
-def test_without_restarts_a_hang_ends_the_run_with_its_name(nodes: Nodes, train: Callable[..., Any]) -> None:
-    words = ("resources.collective_timeout_seconds=5", "resources.max_failures=0")
-    training = train("worker-hung-once", *words)
-    training.wait_for_step(EVERY)
-    stopped = train_workers(nodes)[0]
-    stopped.send_signal(signal.SIGSTOP)
-    assert training.exit_code() == 2, training.told
-    last = training.told.splitlines()[-1]
-    assert last.startswith("dynamic-rnn: all workers must meet in ")
-    assert f"(process {stopped.pid} on " in last
-
-
-@pytest.mark.soak
-def test_a_node_that_never_comes_back_is_waited_for_as_long_as_allowed(nodes: Nodes, train: Callable[..., Any]) -> None:
-    training = train("node-gone", "resources.start_timeout_seconds=30")
-    training.wait_for_step(EVERY)
-    nodes.order("kill")
-    try:
-        assert training.exit_code() == 2, training.told
-    finally:
-        nodes.order("add")
-    assert training.told.splitlines()[-1] == (
-        "dynamic-rnn: there must be room for 2 workers in the Ray cluster within 30 s, but there was none in its 3 "
-        "CPUs and 0 GPUs: look at what else runs there and at its autoscaler (ray status), or raise "
-        "resources.start_timeout_seconds; what was trained is kept, and --resume goes on"
-    )
-    assert training.steps() != []
-
-
-# A node less, a node more ------------------------------------------------------------------------------------------
+# A node less, a node more: first, for Ray looks for nodes that have come back only now and then -----------------------
 
 # Training waits before a batch until the test lets it on; what each process has computed is written down.
 PACE = """
@@ -319,6 +252,76 @@ def check_trained_alike(elastic: Path, unharmed: Path) -> None:
         for run in (elastic, unharmed)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+# Failures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+def test_a_killed_node_changes_nothing(nodes: Nodes, train: Callable[..., Any], unharmed: str) -> None:
+    training = train("node-killed")
+    training.wait_for_step(2 * EVERY)
+    time.sleep(random.Random(7).uniform(0, 0.5))
+    nodes.order("kill")
+    nodes.order("add")
+    check_as_unharmed(training, unharmed)
+    assert RESTARTED in training.told
+
+
+RESTARTED = "\nrestart 1: training goes on with 2 workers from its latest checkpoint\n"
+HANG = re.compile(
+    r"all workers must meet in .+ within 8 s, but rank (\d) waits there for rank (\d) \(process (\d+) on [\d.]+\), "
+    r"which has been silent for \d+ s, since it was in .+: look at what keeps it, or raise "
+    r"resources\.collective_timeout_seconds"
+)
+
+
+@pytest.mark.soak
+def test_a_hanging_worker_is_named_and_killed_and_changes_nothing(
+    nodes: Nodes, train: Callable[..., Any], unharmed: str
+) -> None:
+    training = train("worker-hung", "resources.collective_timeout_seconds=8")
+    training.wait_for_step(2 * EVERY)
+    stopped = train_workers(nodes)[1]
+    stopped.send_signal(signal.SIGSTOP)
+    check_as_unharmed(training, unharmed)
+    (told,) = (line for line in training.told.splitlines() if "must meet" in line)
+    named = HANG.match(told)
+    assert named is not None, told
+    assert {named.group(1), named.group(2)} == {"0", "1"}
+    assert int(named.group(3)) == stopped.pid
+    assert told.endswith("resources.collective_timeout_seconds; killed")
+    assert RESTARTED in training.told
+
+
+@pytest.mark.soak
+def test_without_restarts_a_hang_ends_the_run_with_its_name(nodes: Nodes, train: Callable[..., Any]) -> None:
+    words = ("resources.collective_timeout_seconds=5", "resources.max_failures=0")
+    training = train("worker-hung-once", *words)
+    training.wait_for_step(EVERY)
+    stopped = train_workers(nodes)[0]
+    stopped.send_signal(signal.SIGSTOP)
+    assert training.exit_code() == 2, training.told
+    last = training.told.splitlines()[-1]
+    assert last.startswith("dynamic-rnn: all workers must meet in ")
+    assert f"(process {stopped.pid} on " in last
+
+
+@pytest.mark.soak
+def test_a_node_that_never_comes_back_is_waited_for_as_long_as_allowed(nodes: Nodes, train: Callable[..., Any]) -> None:
+    training = train("node-gone", "resources.start_timeout_seconds=30")
+    training.wait_for_step(EVERY)
+    nodes.order("kill")
+    try:
+        assert training.exit_code() == 2, training.told
+    finally:
+        nodes.order("add")
+    assert training.told.splitlines()[-1] == (
+        "dynamic-rnn: there must be room for 2 workers in the Ray cluster within 30 s, but there was none in its 3 "
+        "CPUs and 0 GPUs: look at what else runs there and at its autoscaler (ray status), or raise "
+        "resources.start_timeout_seconds; what was trained is kept, and --resume goes on"
+    )
+    assert training.steps() != []
 
 
 @pytest.mark.soak
