@@ -18,6 +18,10 @@ from model.plan import Fragment
 from pipelines.cluster import available_gpus, configure_ray_data
 from pipelines.holding import GpuTask, HeldTask
 from pipelines.messages import value_of
+from pipelines.numbered import Numbered
+
+TASK_BYTES = 48 * 2**20  # decompressed; a task costs Ray about 20 ms, whatever it does, as much as reading 4 MiB
+TASKS_A_CPU = 4  # at least: the last ones to end keep the others waiting
 
 
 def over_fragments(holder_class: type[Any], arguments: tuple[Any, ...], fragments: Sequence[Fragment]) -> Iterator[Any]:
@@ -35,16 +39,35 @@ def over_items(
     """
     if not items:
         return
-    configure_ray_data()
-    rows = ray.data.range(len(items), override_num_blocks=len(items))
     task = HeldTask(holder_class, arguments, tuple(items), uuid.uuid4().hex, "cpu" if scoring else None)
     gpus = available_gpus() if scoring else 0
     if gpus:
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(gpus, len(items)))
-        done = rows.map_batches(
-            GpuTask, fn_constructor_args=(task,), batch_size=1, batch_format="numpy", compute=pool, num_gpus=1
-        )
+        on_gpus: dict[str, Any] = {"fn_constructor_args": (task,), "compute": pool, "num_gpus": 1}
+        done = over_numbers(GpuTask, range(len(items)), **on_gpus)
     else:
-        done = rows.map_batches(task, batch_size=1, batch_format="numpy")
-    for row in done.iter_rows():
-        yield value_of(row["result"])
+        done = over_numbers(Numbered(task), range(len(items)))
+    for _, result in done:
+        yield result
+
+
+def over_numbers(task: Any, numbers: Sequence[int], *, each: int = 1, **how: Any) -> Iterator[tuple[int, Any]]:
+    """(number, result) of each number, in order, computed in tasks of `each` numbers.
+
+    `task` is a `Numbered`, or a class whose objects are called like one. A mistake of the user's is raised here.
+    `how` is told to Ray Data's `map_batches`.
+    """
+    if not numbers:
+        return
+    configure_ray_data()
+    rows = ray.data.from_items([{"id": n} for n in numbers], override_num_blocks=-(-len(numbers) // each))
+    # A batch is a block: of fixed sizes Ray Data would cut them anew, in tasks of their own.
+    for row in rows.map_batches(task, batch_size=None, batch_format="numpy", **how).iter_rows():
+        yield int(row["id"]), value_of(row["result"])
+
+
+def fragments_a_task(count: int, nbytes: int) -> int:
+    """How many of `count` row groups, of `nbytes` in all, a task takes: so few that each CPU has several tasks."""
+    by_bytes = TASK_BYTES * count // max(nbytes, 1)
+    by_cpus = int(count / (TASKS_A_CPU * max(ray.cluster_resources().get("CPU", 0.0), 1.0)))
+    return max(1, min(by_bytes, by_cpus))

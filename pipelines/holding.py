@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from pipelines.allocation import OF_COMPUTING, keep_freed_memory
-from pipelines.messages import outcome
+from pipelines.numbered import Numbered
 
 _held: dict[str, Any] = {}  # in a task's process: what the latest job has loaded
 
 
 @dataclass(frozen=True)
 class HeldTask:
-    """Does item `id` of `items` by `holder_class(*arguments)`, which a process makes once; `job` names the pass.
+    """Does the item of a number by `holder_class(*arguments)`, which a process makes once; `job` names the pass.
 
     With a `device`, the holder computes there and gets it as `device=`.
     """
@@ -29,9 +29,8 @@ class HeldTask:
     job: str
     device: str | None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        item = self.items[int(batch["id"][0])]
-        return {"result": np.array([outcome(lambda: self._holder()(item))], object)}
+    def __call__(self, number: int) -> Any:
+        return self._holder()(self.items[number])
 
     def _holder(self) -> Any:
         if self.job not in _held:
@@ -53,7 +52,7 @@ class GpuTask:
     """The same in an actor that owns a GPU."""
 
     def __init__(self, task: HeldTask) -> None:
-        self.task = replace(task, device="cuda")
+        self.task = Numbered(replace(task, device="cuda"))
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self.task(batch)

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import ray.data
 
 from model.comparison import Comparison
 from model.config import ModelConfig
@@ -30,10 +29,10 @@ from model.rows import FittedColumns
 from model.scan import FragmentScan, SplitBy, fit_merged, index_of, optional_columns, read_columns, split_index
 from model.settings import build
 from model.storage import exists, join, read_bytes, remove_tree, search_root, write_bytes
-from pipelines.cluster import configure_ray_data
 from pipelines.config import RunConfig
 from pipelines.data_report import DataReport
-from pipelines.messages import value_of
+from pipelines.fragments import fragments_a_task, over_numbers
+from pipelines.numbered import Numbered
 from pipelines.reading import FEW_FRAGMENTS
 from pipelines.scanning import ScanTask
 
@@ -77,8 +76,9 @@ def prepare_run(config: RunConfig, progress: Progress | None = None) -> Prepared
     order = InOrder()
     compared = Comparison(model, order, len(fragments), config.data.validation)
     task = scan_task(fragments + other, config, model, split)
-    small = sum(each.nbytes for each in found) <= SMALL_BYTES and len(task.fragments) <= FEW_FRAGMENTS
-    scans = collected(scanned_here(task) if small else scanned(task), len(task.fragments), order, compared, progress)
+    nbytes, count = sum(each.nbytes for each in found), len(task.fragments)
+    here = nbytes <= SMALL_BYTES and count <= FEW_FRAGMENTS
+    scans = collected(scanned_here(task) if here else scanned(task, nbytes), count, order, compared, progress)
     rows = _told(config, DataReport.of(found, scans))
     columns, label = fit_merged(config.model, order.total)
     for line in compared.lines(label):
@@ -131,13 +131,11 @@ def scan_task(fragments: Sequence[Fragment], config: RunConfig, model: ModelConf
     return ScanTask(tuple(fragments), model, split, config.plugins, config.data.where, quarantine)
 
 
-def scanned(task: ScanTask) -> Iterator[tuple[int, FragmentScan]]:
-    """(number, scan) of all fragments, as they come from Ray Data's tasks."""
-    configure_ray_data()
+def scanned(task: ScanTask, nbytes: int) -> Iterator[tuple[int, FragmentScan]]:
+    """(number, scan) of all fragments, of `nbytes` in all, as they come from Ray Data's tasks."""
     count = len(task.fragments)
-    pipeline = ray.data.range(count, override_num_blocks=count).map_batches(task, batch_size=1, batch_format="numpy")
-    for row in pipeline.iter_rows():
-        yield row["id"], FragmentScan.from_plain(value_of(row["scan"]))
+    for number, plain in over_numbers(Numbered(task), range(count), each=fragments_a_task(count, nbytes)):
+        yield number, FragmentScan.from_plain(plain)
 
 
 def scanned_here(task: ScanTask) -> Iterator[tuple[int, FragmentScan]]:

@@ -1,4 +1,4 @@
-"""`inspect`: a report on data before anything is trained. One distributed pass; each row group is a task.
+"""`inspect`: a report on data before anything is trained. One distributed pass over the row groups.
 
 A peek at three row groups decides what to look for where no run says it; then every row group is profiled once, and
 the profiles merge in (file, row group) order: the same data give the same report on any number of workers. The driver
@@ -9,24 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import ray.data
 
 from model.errors import DataError
-from model.parquet import find_fragments, read_footer
+from model.parquet import Found, find, read_footer
 from model.plan import Fragment
 from model.scan import optional_columns, read_columns
 from model.storage import absolute
-from pipelines.cluster import configure_ray_data
 from pipelines.config import RunConfig
+from pipelines.fragments import fragments_a_task, over_numbers
 from pipelines.inspect_estimates import Estimates, estimates
 from pipelines.inspect_findings import Finding, findings
 from pipelines.inspect_propose import Proposal, propose
 from pipelines.inspect_roles import Choice, choose_look, configured_look, configured_roles, roles_of
 from pipelines.inspect_scan import FragmentProfile, Look, ProfileTask
 from pipelines.inspect_survey import Merger, Survey, survey_of
-from pipelines.messages import value_of
+from pipelines.numbered import Numbered
 
 PEEKED = 16  # row groups of another peek, where the first found damaged ones alone
 
@@ -61,12 +58,13 @@ def inspect_data(
     is a finding. DataError when none can be decoded, or a file or a column that the run needs is not there;
     ConfigError for a label or key that is no column.
     """
-    fragments = _fragments(data, config)
+    found = _find(data, config)
+    fragments = found.fragments
     look, told_label, told_key = _look(fragments, config, label, key)
     look = replace(look, sample=sample)
     merger = Merger()
     kept = []
-    for done, part in enumerate(profiles(fragments, look), 1):
+    for done, part in enumerate(profiles(fragments, look, fragments_a_task(len(fragments), found.nbytes)), 1):
         merger.add(part)
         kept.append(replace(fragments[done - 1], rows=part.rows))  # a filter may leave fewer
         if progress is not None:
@@ -90,11 +88,11 @@ def inspect_data(
     )
 
 
-def _fragments(data: str, config: RunConfig | None) -> list[Fragment]:
+def _find(data: str, config: RunConfig | None) -> Found:
     if config is None:
-        return find_fragments(data, ())
+        return find(data, ())
     names, optional = read_columns(config.model), optional_columns(config.model)
-    return find_fragments(data, names, optional=optional, where=config.data.where)
+    return find(data, names, optional=optional, where=config.data.where)
 
 
 def _look(
@@ -127,17 +125,8 @@ def _refuse_nothing(merger: Merger) -> None:
         raise DataError(f"{first.problem}; and no other row group can be decoded", file=first.file)
 
 
-def profiles(fragments: Sequence[Fragment], look: Look) -> Iterator[FragmentProfile]:
-    """The profiles of all fragments, in order."""
-    configure_ray_data()
-    pipeline = ray.data.range(len(fragments), override_num_blocks=len(fragments)).map_batches(
-        ProfileTask(tuple(fragments), look), batch_size=1, batch_format="numpy"
-    )
-    expected = 0
-    waiting: dict[int, Any] = {}
-    for row in pipeline.iter_rows():
-        waiting[int(row["id"])] = row["profile"]
-        while expected in waiting:
-            yield FragmentProfile.from_plain(value_of(waiting.pop(expected)))
-            expected += 1
-    assert expected == len(fragments), "each fragment gives one profile"
+def profiles(fragments: Sequence[Fragment], look: Look, each: int = 1) -> Iterator[FragmentProfile]:
+    """The profiles of all fragments, in order, by tasks that take some each."""
+    task = Numbered(ProfileTask(tuple(fragments), look))
+    for _, plain in over_numbers(task, range(len(fragments)), each=each):
+        yield FragmentProfile.from_plain(plain)

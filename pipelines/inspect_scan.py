@@ -36,7 +36,6 @@ from pipelines.inspect_profile import (
 )
 from pipelines.inspect_relations import Entries, Relation
 from pipelines.inspect_sketch import Coded, mixed, packed, unpacked
-from pipelines.messages import outcome
 
 MOST_COMPONENTS = 32  # values a step that are each held against the label
 MOST_COMPARED = 64  # list columns whose lengths are compared, each with each, to find the sequence's
@@ -128,16 +127,14 @@ class FragmentProfile:
 
 @dataclass(frozen=True)
 class ProfileTask:
-    """Profiles one fragment a call."""
+    """Profiles the fragment of a number."""
 
     fragments: tuple[Fragment, ...]
     look: Look
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, number: int) -> dict[str, Any]:
         import_plugins(self.look.plugins)
-        number = int(batch["id"][0])
-        told = outcome(lambda: profile_fragment(self.fragments[number], self.look).to_plain())
-        return {"id": batch["id"], "profile": np.array([told], object)}
+        return profile_fragment(self.fragments[number], self.look).to_plain()
 
 
 def profile_fragment(fragment: Fragment, look: Look) -> FragmentProfile:

@@ -26,7 +26,7 @@ import numpy as np
 
 from model.errors import DataError
 from model.storage import PathLike, join
-from pipelines.messages import value_of
+from pipelines.numbered import Numbered
 from pipelines.prepare_layout import Layout
 from pipelines.prepare_plan import PreparePlan, plan_of
 from pipelines.prepare_settings import SPLITS, PrepareSettings
@@ -152,25 +152,22 @@ def _all(
     results = kept_results(place.records(phase), count)
     todo = [number for number in range(count) if number not in results]
     progress(phase, count - len(todo), count)
-    for done, (number, message) in enumerate(_computed(Recorded(task, place.records(phase)), todo, workers), 1):
-        results[number] = value_of(message)
+    for done, (number, result) in enumerate(_computed(Recorded(task, place.records(phase)), todo, workers), 1):
+        results[number] = result
         progress(phase, count - len(todo) + done, count)
     return [results[number] for number in range(count)]
 
 
-def _computed(task: Recorded, todo: Sequence[int], workers: int | None) -> Iterator[tuple[int, str]]:
+def _computed(task: Recorded, todo: Sequence[int], workers: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
     if not todo:
         return
     import ray.data
 
-    from pipelines.cluster import configure_ray_data
+    from pipelines.fragments import over_numbers
 
-    configure_ray_data()
-    rows = ray.data.from_items([{"id": number} for number in todo], override_num_blocks=len(todo))
     # Ray warns of a bound that is larger than the number of tasks.
     pool = None if workers is None else ray.data.TaskPoolStrategy(size=min(workers, len(todo)))
-    for row in rows.map_batches(task, batch_size=1, batch_format="numpy", compute=pool).iter_rows():
-        yield int(row["id"]), row["result"]
+    yield from over_numbers(Numbered(task), todo, compute=pool)
 
 
 # The result -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from model.arrow_lists import plain
 from model.storage import join, make_directory, remove_file, write_bytes
-from pipelines.messages import outcome
 from pipelines.prepare_cut import Cutter
 from pipelines.prepare_layout import Layout, time_numbers
 from pipelines.prepare_order import Events, arranged, in_order, joined, merged, unequal
@@ -35,11 +34,7 @@ class Recorded:
     compute: Callable[[int], dict[str, Any]]
     directory: str
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        number = int(batch["id"][0])
-        return {"id": batch["id"], "result": np.array([outcome(lambda: self._recorded(number))], object)}
-
-    def _recorded(self, number: int) -> dict[str, Any]:
+    def __call__(self, number: int) -> dict[str, Any]:
         result = self.compute(number)
         write_bytes(record_of(self.directory, number), json.dumps(result).encode())
         pa.default_memory_pool().release_unused()

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from model.config import ModelConfig
 from model.errors import DataError
 from model.filters import Filter
@@ -21,7 +19,6 @@ from model.plan import Fragment
 from model.registry import import_plugins
 from model.scan import FragmentScan, SplitBy, first_row, scan_fragment
 from model.storage import stem
-from pipelines.messages import outcome
 from pipelines.quarantine import quarantined, write_quarantine
 
 
@@ -36,10 +33,10 @@ class ScanTask:
     where: Filter | None = None
     quarantine: str | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, number: int) -> dict[str, Any]:
+        """The scan as plain data, in a task."""
         import_plugins(self.plugins)
-        number = int(batch["id"][0])
-        return {"id": batch["id"], "scan": np.array([outcome(lambda: self.scan(number).to_plain())], object)}
+        return self.scan(number).to_plain()
 
     def scan(self, number: int) -> FragmentScan:
         """The scan of the fragment with this number. DataError where a row is bad and none may be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from model.errors import DataError, DynamicRnnError
 from model.settings import build
 from pipelines import prepare as pipeline
 from pipelines import prepare_order, prepare_plan, prepare_read, prepare_spill, prepare_tasks
+from pipelines.messages import outcome, value_of
 from pipelines.prepare import PrepareResult, prepare
 from pipelines.prepare_settings import PrepareSettings
 
@@ -81,9 +83,9 @@ def _piece(
 # --- the pipeline without Ray, and with hardly any memory ---------------------------------------------------------
 
 
-def _one_after_another(task: Any, todo: Sequence[int], workers: int | None) -> Iterator[tuple[int, str]]:
+def _one_after_another(task: Any, todo: Sequence[int], workers: int | None) -> Iterator[tuple[int, Any]]:
     for number in todo:
-        yield number, task({"id": np.array([number])})["result"][0]
+        yield number, value_of(outcome(partial(task, number)))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from model.settings import build
 from pipelines import ingest, prepare_work
 from pipelines.cli import app
 from pipelines.config import run_config
+from pipelines.messages import outcome, value_of
 from pipelines.prepare import PrepareResult, prepare
 from pipelines.prepare_settings import PrepareSettings
 
@@ -302,9 +304,9 @@ def test_events_and_sequences_may_lie_in_an_object_store(
     from model.storage import find_files, resolve
     from pipelines import prepare as pipeline
 
-    def one_after_another(task: Any, todo: Any, workers: int | None) -> Iterator[tuple[int, str]]:
+    def one_after_another(task: Any, todo: Any, workers: int | None) -> Iterator[tuple[int, Any]]:
         for number in todo:
-            yield number, task({"id": np.array([number])})["result"][0]
+            yield number, value_of(outcome(partial(task, number)))
 
     monkeypatch.setattr(pipeline, "_computed", one_after_another)  # workers of Ray would need the bucket's settings
     (tmp_path / "events").mkdir()
