@@ -14,6 +14,7 @@ Pointer = Literal["best", "latest"]
 MANIFEST = "MANIFEST.json"  # written last: a directory without it is not a bundle
 RUN_YAML = "run.yaml"  # the settings of a run
 METRICS = "metrics.jsonl"  # what a run or a sweep has once it has something to lose
+BUNDLES = "bundles"
 CHECKPOINTS, CHECKPOINT_PREFIX = "train", "checkpoint_"  # Ray Train's directory of a run, and what to resume from in it
 TRIALS = "trials.jsonl"  # what a sweep has once it has ended, or was stopped
 SWEEP = "tune"  # what only the directory of a sweep holds
@@ -23,6 +24,11 @@ def checkpoint_names(directory: PathLike) -> list[str]:
     """Checkpoints in Ray Train's directory of a run, the oldest first; its own files have other names."""
     names = [name for name in list_names(directory) if name.startswith(CHECKPOINT_PREFIX)]
     return [name for name in names if name[len(CHECKPOINT_PREFIX)].isdigit()]
+
+
+def bundle_name(step: int, trial: str | None = None) -> str:
+    """Where below a run's or a sweep's directory the bundle of a report lies: of that step (and trial)."""
+    return f"{BUNDLES}/step_{step:08d}" if trial is None else f"{BUNDLES}/trial_{trial}_step_{step:08d}"
 
 
 def point_to(run_directory: PathLike, pointer: Pointer, bundle: str) -> None:

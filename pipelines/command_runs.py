@@ -45,13 +45,14 @@ def _table(lines: list[RunLine]) -> str:
     from pipelines.console import duration
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "status", "step", "best", "updated", "resumable", "bundle"):
+    for heading in ("run", "kind", "status", "step", "best", "updated", "resumable", "bundle"):
         table.add_column(heading, justify="right" if heading == "step" else "left", overflow="fold")
     for line in lines:
         best = "" if line.value is None else f"{line.metric} {line.value:.4f}"
         ago = "" if line.updated is None else f"{duration(max(time.time() - line.updated, 0))} ago"
         step = "" if line.step is None else f"{line.step}"
-        table.add_row(line.name, line.status, step, best, ago, "yes" if line.resumable else "", line.bundle or "")
+        resumable = "yes" if line.resumable else ""
+        table.add_row(line.name, line.kind, line.status, step, best, ago, resumable, line.bundle or "")
     stream = io.StringIO()
     Console(file=stream, width=WIDTH, no_color=True).print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())

@@ -12,40 +12,33 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from model.checkpoint import save_bundle
-from model.runs import METRICS, point_to, pointed
+from model.runs import BUNDLES, METRICS, bundle_name, point_to, pointed
 from model.storage import exists, join, list_names, read_bytes, remove_tree, write_bytes
 from pipelines.config import RunTrainConfig
 
 if TYPE_CHECKING:
     from pipelines.worker import Report
 
-BUNDLES, ENDED = "bundles", "ended.json"
+ENDED = "ended.json"
 Metrics = dict[str, float]
 
 
 def keep(directory: str, report: Report, settings: RunTrainConfig) -> None:
     """Writes the bundle and the metrics of a validation; removes bundles that are neither among the best nor latest."""
     lines = [*read_metrics(directory, report.step), report.metrics]
-    latest = name_of(report.step)
-    save_bundle(join(directory, BUNDLES, latest), report.bundle)
-    point_to(directory, "latest", f"{BUNDLES}/{latest}")
-    best = best_steps(lines, settings)
-    stands_for = f"{BUNDLES}/{name_of(best[0])}"
-    if pointed(directory, "best") != stands_for:
-        point_to(directory, "best", stands_for)
+    latest = bundle_name(report.step)
+    save_bundle(join(directory, latest), report.bundle)
+    point_to(directory, "latest", latest)
+    best = [bundle_name(step) for step in best_steps(lines, settings)]
+    if pointed(directory, "best") != best[0]:
+        point_to(directory, "best", best[0])
     write_metrics(directory, lines)
     if report.last:
         told = {"step": report.step, "reason": report.ended}
         write_bytes(join(directory, ENDED), f"{json.dumps(told)}\n".encode())
-    named = {latest, *map(name_of, best)}
-    for other in list_names(join(directory, BUNDLES)):
-        if other not in named:
-            remove_tree(join(directory, BUNDLES, other))
-
-
-def name_of(step: int) -> str:
-    """The name of the bundle of a step."""
-    return f"step_{step:08d}"
+    for name in list_names(join(directory, BUNDLES)):
+        if join(BUNDLES, name) not in (latest, *best):
+            remove_tree(join(directory, BUNDLES, name))
 
 
 def best_steps(lines: Sequence[Metrics], settings: RunTrainConfig) -> list[int]:

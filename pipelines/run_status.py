@@ -10,11 +10,12 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from model.runs import CHECKPOINTS, METRICS, RUN_YAML, SWEEP, TRIALS, checkpoint_names, pointed
+from model.runs import CHECKPOINTS, METRICS, RUN_YAML, SWEEP, TRIALS, bundle_name, checkpoint_names, pointed
 from model.storage import exists, join, list_names, read_bytes, write_bytes
 from pipelines.console import TrainingProgress
 
@@ -27,7 +28,10 @@ ENDED_EARLY = ("failed", "interrupted", "stopped")
 
 @dataclass(frozen=True)
 class Status:
-    """What a driver says of its run. Times are seconds since 1970; `step` is that of the last validation."""
+    """What a driver says of its run. Times are seconds since 1970; `step` is that of the last validation.
+
+    `metric` is what the best bundle is best in; None: the validation loss, or that of the training without validation.
+    """
 
     status: str
     host: str
@@ -35,13 +39,15 @@ class Status:
     started: float
     updated: float
     step: int | None = None
+    metric: str | None = None
 
 
 class StatusFile:
     """A follower that keeps status.json: "running", and at the end "finished", "failed" or "interrupted"."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, metric: str | None = None) -> None:
         self.where = join(directory, STATUS)
+        self.metric = metric
         self.started = time.time()
         self._write("running", None)
 
@@ -52,21 +58,44 @@ class StatusFile:
         """The step of the validation."""
         self._write("running", round(metrics["step"]))
 
+    def still_running(self) -> None:
+        """It has come further."""
+        self._write("running", self.step)
+
     def close(self, outcome: Outcome) -> None:
         """How it ended."""
-        self._write(outcome.status, self.step)
+        self.end(outcome.status)
+
+    def end(self, status: str) -> None:
+        """The same, in a word."""
+        self._write(status, self.step)
 
     def _write(self, status: str, step: int | None) -> None:
         self.step = step
-        told = Status(status, socket.gethostname(), os.getpid(), self.started, time.time(), step)
+        told = Status(status, socket.gethostname(), os.getpid(), self.started, time.time(), step, self.metric)
         write_bytes(self.where, json.dumps(asdict(told)).encode())
+
+
+@contextmanager
+def status_kept(directory: str, metric: str) -> Iterator[Callable[[], None]]:
+    """Keeps the status.json of a sweep while the block runs; gives what to call when it has come further."""
+    told, status = StatusFile(directory, metric), "failed"
+    try:
+        yield told.still_running
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        told.end(status)
 
 
 @dataclass(frozen=True)
 class RunLine:
-    """A run in the list. `metric` names what its best bundle is best in; None where nothing was validated yet.
+    """A run or a sweep in the list. `value` is its best bundle's, in `metric`; None where nothing was validated yet.
 
-    `resumable`: it has not come to its end, nobody trains it, and there is something to go on from.
+    `kind` is "training" or "sweep". `resumable`: it has not come to its end, nobody trains it, and there is something
+    to go on from.
     """
 
     name: str
@@ -76,6 +105,7 @@ class RunLine:
     value: float | None
     updated: float | None
     bundle: str | None
+    kind: str = "training"
     resumable: bool = False
 
 
@@ -98,8 +128,9 @@ def _line(output: str, name: str) -> RunLine | None:
 def _told(name: str, directory: str, *, sweep: bool) -> RunLine:
     best = pointed(directory, "best")
     told = _status(directory)
-    status = "sweep" if sweep else "not begun" if told is None else shown_status(told)
-    metric, value = _best_metric(directory)
+    status = "not begun" if told is None else shown_status(told)
+    metric, value = (None, None) if best is None else _value(directory, best, told.metric if told else None)
+    has_more = _sweep_is_open if sweep else _has_begun
     return RunLine(
         name=name,
         status=status,
@@ -108,7 +139,8 @@ def _told(name: str, directory: str, *, sweep: bool) -> RunLine:
         value=value,
         updated=None if told is None else told.updated,
         bundle=None if best is None else join(directory, best),
-        resumable=_sweep_is_open(directory) if sweep else status in ENDED_EARLY and _has_begun(directory),
+        kind="sweep" if sweep else "training",
+        resumable=status in ENDED_EARLY and has_more(directory),
     )
 
 
@@ -117,7 +149,7 @@ def _has_begun(directory: str) -> bool:
 
 
 def _sweep_is_open(directory: str) -> bool:
-    """Whether trials of a sweep were left; of one that runs now, too, for a sweep keeps no status."""
+    """Whether trials of a sweep were left."""
     if not exists(join(directory, TRIALS)):
         return exists(join(directory, METRICS))
     lines = read_bytes(join(directory, TRIALS)).decode().splitlines()
@@ -146,14 +178,14 @@ def _status(directory: str) -> Status | None:
     return Status(**json.loads(read_bytes(where))) if exists(where) else None
 
 
-def _best_metric(directory: str) -> tuple[str | None, float | None]:
-    """The lowest validation loss so far; of the training where nothing validates."""
-    lines = list(_metrics(directory))
-    for metric in ("validation_loss", "train_loss"):
-        values = [line[metric] for line in lines if line.get(metric) is not None]
-        finite = [value for value in values if math.isfinite(value)]
-        if finite:
-            return metric, min(finite)
+def _value(directory: str, bundle: str, metric: str | None) -> tuple[str | None, float | None]:
+    """(metric, value) of the validation that a bundle is of."""
+    of_bundle = (line for line in _metrics(directory) if bundle_name(round(line["step"]), line.get("trial")) == bundle)
+    told = next(of_bundle, {})
+    for name in (metric,) if metric else ("validation_loss", "train_loss"):
+        value = told.get(name)
+        if value is not None and math.isfinite(value):
+            return name, value
     return None, None
 
 

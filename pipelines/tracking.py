@@ -81,7 +81,8 @@ def _tell(listeners: list[Callable[[Any], None]], what: Any) -> None:
 
 
 def _followers(config: RunConfig, first_step: int) -> Iterator[Follower]:
-    yield StatusFile(config.directory)
+    early = config.train.early_stopping
+    yield StatusFile(config.directory, None if early is None else early.metric)
     if config.tracking.tensorboard:
         from pipelines.tensorboard import TensorBoard
 

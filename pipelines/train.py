@@ -28,8 +28,8 @@ import ray.train.torch
 from model.checkpoint import load_bundle
 from model.errors import ConfigError, DynamicRnnError, TrainingError, from_plain, to_plain
 from model.plan import Plan
+from model.runs import BUNDLES, METRICS, RUN_YAML, SWEEP, checkpoint_names, resolve_bundle
 from model.runs import CHECKPOINTS as RAY_RUN
-from model.runs import METRICS, RUN_YAML, SWEEP, checkpoint_names, resolve_bundle
 from model.settings import dump_yaml
 from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
 from pipelines import allocation, batching, ingest, keeping, memory, worker
@@ -37,7 +37,7 @@ from pipelines.checkpoints import latest_checkpoint, remove_untold, tell, write_
 from pipelines.cluster import available_gpus, node_memories, preflight_workers
 from pipelines.config import RunConfig, run_config
 from pipelines.fit import fitted_data
-from pipelines.keeping import BUNDLES, ENDED, read_metrics
+from pipelines.keeping import ENDED, read_metrics
 from pipelines.mailbox import Mailbox, mailbox
 from pipelines.nan_batch import told_where, write_nan_batch
 from pipelines.pulse import Pulse, Watch

@@ -14,6 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from model.checkpoint import load_bundle
+from model.runs import resolve_bundle
+from pipelines.run_status import list_runs
+
 pytestmark = pytest.mark.slow
 
 STEPS, EVERY = 60, 10
@@ -78,6 +82,41 @@ def test_one_command_line_starts_a_run_and_goes_on_with_it_after_a_kill(
     assert killed.steps()[-1] < STEPS
     for _ in range(2):
         check_as_unharmed(start(run_yaml, "retried", "--resume-if-exists"), unharmed)
+
+
+def test_one_command_line_starts_a_sweep_and_goes_on_with_it_after_a_kill(
+    start: Callable[..., Any], run_yaml: Path
+) -> None:
+    """Killed in its second trial; the list of runs says so at each point, and what has ended stays as it is."""
+    tuned = run_yaml.with_name("tune.yaml")
+    space = {"train.learning_rate": [0.01, 0.02, 0.03]}
+    tune: dict[str, Any] = {"space": space, "search": "grid", "asha": None, "steps": 20, "evaluate_every_steps": 5}
+    tune["max_concurrent_trials"] = 1
+    tuned.write_text(yaml.safe_dump(yaml.safe_load(run_yaml.read_text()) | {"tune": tune}))
+
+    def sweep(name: str) -> Any:
+        return start("tune", str(tuned), f"name={name}", "--resume-if-exists")
+
+    def listed(name: str) -> tuple[str, bool]:
+        (line,) = (line for line in list_runs(str(run_yaml.parent / "runs")) if line.name == name)
+        return line.status, line.resumable
+
+    killed = sweep("killed")
+    killed.wait_until(lambda: "trial 001: step 10" in killed.told)
+    assert listed("killed") == ("running", False)
+    killed.kill()
+    assert listed("killed") == ("stopped", True)
+    again = sweep("killed")
+    assert again.exit_code() == 0, again.told
+    assert "trial 000" not in again.told.partition("trial 001 goes on")[0]
+    assert listed("killed") == ("finished", False)
+    whole = sweep("whole")
+    assert whole.exit_code() == 0, whole.told
+    best = [load_bundle(resolve_bundle(run_yaml.parent / "runs" / name)) for name in ("killed", "whole")]
+    assert best[0].fingerprint == best[1].fingerprint
+    ended = sweep("killed")
+    assert ended.exit_code() == 0, ended.told
+    assert ended.told.splitlines()[-1] == again.told.splitlines()[-1]
 
 
 @pytest.mark.parametrize("stage", ["train", "tune", "serve"])

@@ -27,6 +27,7 @@ from model.runs import resolve_bundle
 from pipelines import batching, ingest, worker
 from pipelines.config import RunConfig, load_run, run_config
 from pipelines.reading import RowReader
+from pipelines.run_status import list_runs
 from tune.config import tune_config
 from tune.points import trial_run
 from tune.reading import direct_batches
@@ -178,9 +179,14 @@ def test_a_stopped_sweep_says_what_is_kept_and_goes_on_to_the_same_results(
 ) -> None:
     config, said = make_run(tmp_path), []
 
+    def listed() -> tuple[str, str, bool]:
+        (line,) = list_runs(str(tmp_path))
+        return line.kind, line.status, line.resumable
+
     def stop(line: str) -> None:
         said.append(line)
         if line.startswith("trial 002: step 6"):
+            assert listed() == ("sweep", "running", False)
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
@@ -191,6 +197,7 @@ def test_a_stopped_sweep_says_what_is_kept_and_goes_on_to_the_same_results(
     )
     statuses = [line["status"] for line in lines_of(tmp_path / "sweep" / "trials.jsonl")]
     assert statuses == ["finished", "stopped early", "unfinished", "not started"]
+    assert listed() == ("sweep", "interrupted", True)
 
     went_on: list[str] = []
     result = sweep(config, resume=True, on_report=went_on.append)
@@ -198,6 +205,7 @@ def test_a_stopped_sweep_says_what_is_kept_and_goes_on_to_the_same_results(
     assert [line.split(":")[0] for line in went_on[:2]] == ["trial 002 goes on", "trial 002"]
     assert went_on[1].startswith("trial 002: step 6, "), "from its checkpoint, not from its start"
     assert result.fingerprint == whole.fingerprint
+    assert listed() == ("sweep", "finished", False)
     # ASHA still knows the trials of the first session: it stops the last one, as it did in one go.
     assert [(t.name, t.status, t.metrics["validation_loss"]) for t in result.trials] == [
         (t.name, t.status, t.metrics["validation_loss"]) for t in whole.trials

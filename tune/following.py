@@ -30,11 +30,12 @@ from tune.trial import FAILURE, LAST, METRICS, SCORE, decoded, scored
 
 @dataclass
 class Following:
-    """A sweep that is being followed."""
+    """A sweep that is being followed; lines for people go to `say`, and each new report is told to `heard`."""
 
     directory: str
     tuning: TuneConfig
     say: Callable[[str], None]
+    heard: Callable[[], None]
     reports: list[dict[str, Any]] = field(default_factory=list)
     ray_trials: list[Any] = field(default_factory=list)
 
@@ -45,6 +46,7 @@ class Following:
         self.reports = [*earlier, line]
         lines = [json.dumps(without_nan(report)) for report in self.reports]
         write_bytes(join(self.directory, REPORTS), ("\n".join(lines) + "\n").encode())
+        self.heard()
 
     def of_trial(self, trial: Any) -> list[dict[str, Any]]:
         """What Ray Tune was told of a trial so far."""
@@ -60,11 +62,13 @@ _followed: ContextVar[Following] = ContextVar("_followed")
 
 
 @contextmanager
-def following(directory: str, tuning: TuneConfig, say: Callable[[str], None]) -> Iterator[Following]:
-    """Follows a sweep until the block ends; earlier reports of it are known."""
+def following(
+    directory: str, tuning: TuneConfig, say: Callable[[str], None], heard: Callable[[], None] = lambda: None
+) -> Iterator[Following]:
+    """Follows a sweep until the block ends; earlier reports of it are known. `heard` is called with each new one."""
     path = join(directory, REPORTS)
     lines = read_bytes(path).decode().splitlines() if exists(path) else []
-    followed = Following(directory, tuning, say, [json.loads(line) for line in lines])
+    followed = Following(directory, tuning, say, heard, [json.loads(line) for line in lines])
     token = _followed.set(followed)
     try:
         yield followed

@@ -20,7 +20,7 @@ import ray.exceptions
 
 from model.checkpoint import load_bundle, save_bundle
 from model.errors import ResourceError, TrainingError
-from model.runs import RUN_YAML, TRIALS, point_to, pointed
+from model.runs import RUN_YAML, TRIALS, bundle_name, point_to, pointed
 from model.settings import dump_yaml
 from model.storage import exists, join, make_directory, remove_tree, write_bytes
 from pipelines import ingest
@@ -28,6 +28,7 @@ from pipelines.cluster import preflight, preflight_workers
 from pipelines.config import RunConfig
 from pipelines.fit import fitted_data
 from pipelines.mailbox import mailbox
+from pipelines.run_status import status_kept
 from pipelines.telemetry import listening
 from pipelines.train import interruptible
 from tune.check import RAY_TRAIN, RAY_TUNE, check_sweep
@@ -74,21 +75,22 @@ def sweep(
     gpus = gpus_per_trial(config, tuning)
     check_room(config, tuning, gpus)
     prepared = prepare(config, resume=resume, on_scan=on_scan, say=say)
-    with (
-        mailbox() as box,
-        listening(box, None, lambda told: say(told[SAID])) as telemetry,
-        interruptible(),
-        following(config.directory, tuning, say) as followed,
-        settled(quiet=quiet),
-    ):
-        results = tuner(config, tuning, index=prepared.train, gpus=gpus, telemetry=telemetry, resume=resume).fit()
-    trials = collected(config, tuning, results, followed.ray_trials)
-    kept = keep(config, tuning, trials)
-    if any(trial.status in ("unfinished", "not started") for trial in trials):
-        say(what_is_kept(config, trials, kept))
-        raise KeyboardInterrupt
-    if kept is None:
-        raise first_error(trials)
+    with status_kept(config.directory, tuning.metric) as heard:
+        with (
+            mailbox() as box,
+            listening(box, None, lambda told: say(told[SAID])) as telemetry,
+            interruptible(),
+            following(config.directory, tuning, say, heard) as followed,
+            settled(quiet=quiet),
+        ):
+            results = tuner(config, tuning, index=prepared.train, gpus=gpus, telemetry=telemetry, resume=resume).fit()
+        trials = collected(config, tuning, results, followed.ray_trials)
+        kept = keep(config, tuning, trials)
+        if any(trial.status in ("unfinished", "not started") for trial in trials):
+            say(what_is_kept(config, trials, kept))
+            raise KeyboardInterrupt
+        if kept is None:
+            raise first_error(trials)
     return kept
 
 
@@ -123,9 +125,10 @@ def keep(config: RunConfig, tuning: TuneConfig, trials: tuple[Trial, ...]) -> Sw
     best = best_of(trials)
     if best is None:
         return None
+    assert best.step is not None, "the best trial has a report"
     with best.checkpoint.as_directory() as directory:
         bundle = load_bundle(directory)
-    name, before = f"bundles/trial_{best.name}_step_{best.step:08d}", pointed(config.directory, "best")
+    name, before = bundle_name(best.step, best.name), pointed(config.directory, "best")
     fingerprint = save_bundle(join(config.directory, name), bundle)
     point_to(config.directory, "best", name)
     if before is not None and before != name:
