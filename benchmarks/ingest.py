@@ -57,22 +57,21 @@ def main() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     torch.set_num_threads(1)
     if options.peak is not None:
-        print(json.dumps(peak_bytes(options.peak, options.window_batches)))
+        print(json.dumps(peak_bytes(options.peak)))
         return
-    rows, copies, seconds = (30_000, 4, 12.0) if options.quick else (120_000, 5, 90.0)
+    rows, copies, seconds = (30_000, 2, 8.0) if options.quick else (120_000, 5, 90.0)
     with tempfile.TemporaryDirectory() as directory:
         once = write_data(Path(directory) / "written", rows)
         data = linked(once, Path(directory) / "data", copies)
-        measures = rates(data, seconds) + memory(Path(directory), *((10_000, 16) if options.quick else (40_000, 64)))
+        measures = rates(data, seconds) + ([] if options.quick else memory(Path(directory)))
     told(measures, f"Ingest, {rows * copies:,} rows, {os.cpu_count()} cores", options.json)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one JSON object a measure and line")
-    parser.add_argument("--quick", action="store_true", help="at most a minute, less exact")
+    parser.add_argument("--quick", action="store_true", help="at most a minute: less exact, and without memory")
     parser.add_argument("--peak", type=Path, help=argparse.SUPPRESS)  # the role of a process that is measured
-    parser.add_argument("--window-batches", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -107,7 +106,7 @@ def floats(random: np.random.Generator, count: int) -> pa.Array:
 # Our side ---------------------------------------------------------------------------------------------------------
 
 
-def worker_epoch(data: Path, window_batches: int = 64) -> Callable[[], tuple[int, int, int]]:
+def worker_epoch(data: Path) -> Callable[[], tuple[int, int, int]]:
     """A function that iterates over one epoch's batches as the only worker of a training does: rows, real, padded."""
     from model.config import ModelConfig
     from model.parquet import find_fragments, read_fragment
@@ -129,9 +128,7 @@ def worker_epoch(data: Path, window_batches: int = 64) -> Callable[[], tuple[int
     # The columns are fitted to one fragment: a scan of all is no part of what is measured here.
     columns, label = fit_columns(config, [scan_fragment(fragments[0], config, None, fit=True)])
     lengths = [np.diff(read_fragment(each, ["y"])["y"].combine_chunks().offsets.to_numpy()) for each in fragments]
-    plan = Plan(
-        DataIndex(tuple(fragments), np.concatenate(lengths).astype(np.int32)), B, seed=1, window_batches=window_batches
-    )
+    plan = Plan(DataIndex(tuple(fragments), np.concatenate(lengths).astype(np.int32)), B, seed=1)
     reader = RowReader(columns, label)
 
     def epoch() -> tuple[int, int, int]:
@@ -226,14 +223,15 @@ def few_files(data: Path) -> Path:
 # Memory -----------------------------------------------------------------------------------------------------------
 
 
-def memory(directory: Path, rows: int, window_batches: int) -> list[Measure]:
+def memory(directory: Path) -> list[Measure]:
     """How much the peak of unshared memory grows with ten times the data.
 
-    Windows are so large that the smaller data have about ten: enough to keep all tasks busy that may run at a time.
+    The smaller data are read by about ten tasks: enough to keep all busy that may run at a time.
     """
+    rows = 120_000
     once = write_data(directory / "once", rows)
     tenfold = linked(once, directory / "tenfold", 10)
-    small, large = (measured_peak(data, window_batches) for data in (once, tenfold))
+    small, large = (measured_peak(data) for data in (once, tenfold))
     measures = []
     for who in ("worker", "worker and tasks"):
         growth = (large[who] / small[who] - 1) * 100
@@ -242,20 +240,20 @@ def memory(directory: Path, rows: int, window_batches: int) -> list[Measure]:
     return measures
 
 
-def measured_peak(data: Path, window_batches: int) -> dict[str, int]:
+def measured_peak(data: Path) -> dict[str, int]:
     """`peak_bytes` of one epoch in a fresh process."""
-    command = [sys.executable, __file__, "--peak", str(data), "--window-batches", str(window_batches)]
+    command = [sys.executable, __file__, "--peak", str(data)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     peaks: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return peaks
 
 
-def peak_bytes(data: Path, window_batches: int) -> dict[str, int]:
+def peak_bytes(data: Path) -> dict[str, int]:
     """Peaks of the unshared memory of this process, and of it and all Ray's tasks together, in one epoch."""
     from pipelines.cluster import logical_cpus_for, ray_session
 
     with ray_session(logical_cpus=logical_cpus_for(1)):
-        epoch = worker_epoch(data, window_batches)
+        epoch = worker_epoch(data)
         with sampled() as peaks:
             epoch()
     return peaks
