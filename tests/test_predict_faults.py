@@ -94,7 +94,8 @@ def test_a_killed_prediction_goes_on_to_the_same_bytes(
     output = tmp_path / "out"
     killed = start(*words[way], str(output))
     killed.wait_until(lambda: list(output.glob(stage)) or list(output.glob(f"_work/{stage}")))
-    killed.kill()
+    killed.end()  # all its processes at once: a driver's tasks would first end what they are at
+    killed.wait_until_gone()
     assert contents(output) != unharmed[way]
     assert (output / "_work").exists()
     done = start(*words[way], str(output))
