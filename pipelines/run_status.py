@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from model.runs import CHECKPOINTS, METRICS, RUN_YAML, SWEEP, TRIALS, bundle_name, checkpoint_names, pointed
@@ -48,31 +49,25 @@ class StatusFile:
     def __init__(self, directory: str, metric: str | None = None) -> None:
         self.where = join(directory, STATUS)
         self.metric = metric
+        self.step: int | None = None
         self.started = time.time()
-        self._write("running", None)
+        self.tell("running")
 
     def on_progress(self, progress: TrainingProgress) -> None:
         """Nothing: a file a second would be too many."""
 
     def on_report(self, metrics: dict[str, float]) -> None:
         """The step of the validation."""
-        self._write("running", round(metrics["step"]))
-
-    def still_running(self) -> None:
-        """It has come further."""
-        self._write("running", self.step)
+        self.step = round(metrics["step"])
+        self.tell("running")
 
     def close(self, outcome: Outcome) -> None:
         """How it ended."""
-        self.end(outcome.status)
+        self.tell(outcome.status)
 
-    def end(self, status: str) -> None:
-        """The same, in a word."""
-        self._write(status, self.step)
-
-    def _write(self, status: str, step: int | None) -> None:
-        self.step = step
-        told = Status(status, socket.gethostname(), os.getpid(), self.started, time.time(), step, self.metric)
+    def tell(self, status: str) -> None:
+        """Writes how it stands now."""
+        told = Status(status, socket.gethostname(), os.getpid(), self.started, time.time(), self.step, self.metric)
         write_bytes(self.where, json.dumps(asdict(told)).encode())
 
 
@@ -81,13 +76,13 @@ def status_kept(directory: str, metric: str) -> Iterator[Callable[[], None]]:
     """Keeps the status.json of a sweep while the block runs; gives what to call when it has come further."""
     told, status = StatusFile(directory, metric), "failed"
     try:
-        yield told.still_running
+        yield partial(told.tell, "running")
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     finally:
-        told.end(status)
+        told.tell(status)
 
 
 @dataclass(frozen=True)

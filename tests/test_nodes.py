@@ -14,6 +14,7 @@ import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,15 @@ class Nodes:
         self.process.stdin.write(f"{command}\n")
         self.process.stdin.flush()
         assert self._answer() == command
+
+    @contextmanager
+    def one_less(self) -> Iterator[None]:
+        """The second node is killed, and another comes when the block ends."""
+        self.order("kill")
+        try:
+            yield
+        finally:
+            self.order("add")
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
@@ -209,13 +219,10 @@ def test_elastic_training_goes_on_with_fewer_nodes_and_grows_back(
     training = train("elastic", "resources.workers={min: 1, max: 2}", "plugins=[pace]")
     known = training.directory / "train" / "checkpoint_manager_snapshot.json"
     wait_for(training, known, f"checkpoint_{2 * EVERY:08d}")
-    nodes.order("kill")
-    try:
+    with nodes.one_less():
         wait_for(training, training.log, "restart 1: training goes on with 1 worker from its latest checkpoint\n")
         open_gate(here, 4 * EVERY)
         wait_for(training, known, f"checkpoint_{4 * EVERY:08d}")
-    finally:
-        nodes.order("add")
     wait_for(training, training.log, "restart 2: training goes on with 2 workers from its latest checkpoint\n")
     open_gate(here, STEPS)
     assert training.exit_code() == 0, training.told
@@ -311,11 +318,8 @@ def test_without_restarts_a_hang_ends_the_run_with_its_name(nodes: Nodes, train:
 def test_a_node_that_never_comes_back_is_waited_for_as_long_as_allowed(nodes: Nodes, train: Callable[..., Any]) -> None:
     training = train("node-gone", "resources.start_timeout_seconds=30")
     training.wait_for_step(EVERY)
-    nodes.order("kill")
-    try:
+    with nodes.one_less():
         assert training.exit_code() == 2, training.told
-    finally:
-        nodes.order("add")
     assert training.told.splitlines()[-1] == (
         "dynamic-rnn: there must be room for 2 workers in the Ray cluster within 30 s, but there was none in its 3 "
         "CPUs and 0 GPUs: look at what else runs there and at its autoscaler (ray status), or raise "
@@ -332,11 +336,8 @@ def test_elastic_training_waits_for_its_fewest_workers_as_long_as_allowed(
     words = ("resources.workers={min: 2, max: 3}", "resources.start_timeout_seconds=20")
     training = train("elastic-gone", *words)
     training.wait_for_step(EVERY)
-    nodes.order("kill")
-    try:
+    with nodes.one_less():
         assert training.exit_code() == 2, training.told
-    finally:
-        nodes.order("add")
     last = training.told.splitlines()[-1]
     told = "dynamic-rnn: there must be room for 2 to 3 workers in the Ray cluster within 20 s, but there was none in "
     assert last.startswith(told)
@@ -346,11 +347,8 @@ def test_elastic_training_waits_for_its_fewest_workers_as_long_as_allowed(
 def test_ctrl_c_ends_elastic_training_that_waits_for_nodes(nodes: Nodes, train: Callable[..., Any]) -> None:
     training = train("elastic-interrupted", "resources.workers={min: 2, max: 3}")
     training.wait_for_step(EVERY)
-    nodes.order("kill")
-    try:
+    with nodes.one_less():
         time.sleep(40)  # one start is tried with workers that are gone; then it waits for nodes
         training.process.send_signal(signal.SIGINT)
         assert training.process.wait(60) == 130, training.told
-    finally:
-        nodes.order("add")
     assert "stopped: the best bundle so far is " in training.told

@@ -49,7 +49,7 @@ def runs(tmp_path: Path, make_bundle: Callable[..., Bundle]) -> Path:
     (tmp_path / "c" / "run.yaml").write_text("{}\n")
     subprocess.run([sys.executable, "-c", killed, str(tmp_path / "c")], check=True)
     (tmp_path / "d" / "tune").mkdir(parents=True)
-    StatusFile(str(tmp_path / "d"), "validation_accuracy").end("interrupted")
+    StatusFile(str(tmp_path / "d"), "validation_accuracy").tell("interrupted")
     (tmp_path / "something else").mkdir()
     return tmp_path
 
@@ -81,7 +81,7 @@ def test_the_value_is_that_of_the_best_bundle_in_what_it_is_best_in(tmp_path: Pa
     trials: dict[str, dict[str, Any]] = {"run": {}, "sweep": {"trial": "001"}}
     for name, trial in trials.items():
         begun(tmp_path / name)
-        StatusFile(str(tmp_path / name), "validation_accuracy").end("finished")
+        StatusFile(str(tmp_path / name), "validation_accuracy").tell("finished")
         best = {**report(5, 0.5), **trial, "validation_accuracy": 0.75}
         other = {**report(10, 0.25), **trial, "validation_accuracy": 0.5}
         write_metrics(tmp_path / name, {**other, "step": 5.0, "trial": "000"}, best, other)

@@ -63,7 +63,7 @@ _followed: ContextVar[Following] = ContextVar("_followed")
 
 @contextmanager
 def following(
-    directory: str, tuning: TuneConfig, say: Callable[[str], None], heard: Callable[[], None] = lambda: None
+    directory: str, tuning: TuneConfig, say: Callable[[str], None], heard: Callable[[], None]
 ) -> Iterator[Following]:
     """Follows a sweep until the block ends; earlier reports of it are known. `heard` is called with each new one."""
     path = join(directory, REPORTS)
