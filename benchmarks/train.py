@@ -307,8 +307,8 @@ def plan_batches(directory: Path, rank: int, world: int) -> Iterator[tuple[Any, 
     """This rank's batches of one epoch of the plan that ours follows: (features, labels, mask), padded with zeros."""
     import torch
 
-    from model.parquet import find_fragments
     from model.plan import DataIndex, Plan
+    from model.tables.parquet import find_fragments
 
     fragments = find_fragments(directory / "data", ["x", "y"])
     table = pa.concat_tables(pq.read_table(path) for path in sorted((directory / "data").iterdir()))

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from model.estimator import DynamicRnnEstimator as DynamicRnnEstimator
     from model.estimator_arrays import SparseValues as SparseValues
     from model.estimator_config import EstimatorConfig as EstimatorConfig
-    from model.keys import PredictionKey as PredictionKey
-    from model.keys import RNNKeys as RNNKeys
     from model.labels import PredictionType as PredictionType
     from model.labels import ProblemType as ProblemType
     from model.monitors import Checkpoints as Checkpoints
     from model.monitors import EarlyStopping as EarlyStopping
     from model.monitors import Progress as Progress
+    from model.prediction_keys import PredictionKey as PredictionKey
+    from model.prediction_keys import RNNKeys as RNNKeys
     from model.scoring import Scorer as Scorer
 
 _HOME = {
@@ -58,8 +58,8 @@ _HOME = {
     "DynamicRnnEstimator": "estimator",
     "SparseValues": "estimator_arrays",
     "EstimatorConfig": "estimator_config",
-    "PredictionKey": "keys",
-    "RNNKeys": "keys",
+    "PredictionKey": "prediction_keys",
+    "RNNKeys": "prediction_keys",
     "PredictionType": "labels",
     "ProblemType": "labels",
     "Checkpoints": "monitors",

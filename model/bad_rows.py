@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import is_list, list_lengths
 from model.columns import Numeric
 from model.config import ModelConfig
 from model.errors import DataError
 from model.rows import entries_of, iterate_leaves
+from model.tables.arrow_lists import is_list, list_lengths
 
 Check = Callable[[pa.Table], object]
 

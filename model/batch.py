@@ -13,10 +13,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from model.arrow_lists import offsets_of
 from model.encoded import weights_key
 from model.fitting import MISSING_ID, Encoded
 from model.rows import EncodedRows
+from model.tables.arrow_lists import offsets_of
 
 Tensor = torch.Tensor
 SHORT_ROW = 300  # steps

@@ -28,7 +28,8 @@ from model.rows import FittedColumns
 from model.runs import MANIFEST as MANIFEST
 from model.settings import build
 from model.state import StateSpec
-from model.storage import PathLike, exists, join, read_bytes, write_bytes
+from model.storage import exists, join, read_bytes, write_bytes
+from model.storage.filesystems import PathLike
 
 FORMAT_VERSION = 1
 MODEL, WEIGHTS = "model.json", "model.safetensors"

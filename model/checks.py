@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import Array, is_list, numbers
 from model.columns import Numeric, Vocabulary, Weighted, source_of
 from model.config import ModelConfig
 from model.errors import DataError
@@ -19,6 +18,7 @@ from model.labels import FittedLabel, ProblemType, label_stats, refuse_null, tex
 from model.merging import DataStats
 from model.rows import entries_of, iterate_leaves, iterate_sources, source_entries
 from model.stats import ColumnStats, keys_of, matrix_of, numeric_stats, stats_of
+from model.tables.arrow_lists import Array, is_list, numbers
 
 
 def check_rows(table: pa.Table, config: ModelConfig, lengths: np.ndarray) -> None:

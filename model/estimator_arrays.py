@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from model import compute as pc
-from model.arrow_lists import Array, is_list, offsets_of, plain, unnest
 from model.errors import DataError
-from model.parquet import first_line
+from model.tables import compute as pc
+from model.tables.arrow_lists import Array, is_list, offsets_of, plain, unnest
+from model.tables.parquet import first_line
 
 
 class SparseValues(NamedTuple):

@@ -20,11 +20,11 @@ from model.config import ModelConfig
 from model.errors import ConfigError, DataError
 from model.estimator_inputs import Rows, is_features, is_table, require_labels, rows_of
 from model.labels import FittedLabel
-from model.parquet import find_fragments, read_fragment
 from model.plan import DataIndex, Fragment, Plan
 from model.rows import EncodedRows, FittedColumns, concat, encode_rows, padding_lookups
 from model.scan import FragmentScan, needs_label_values, optional_columns, read_columns, scan_table
 from model.state import StateSpec
+from model.tables.parquet import find_fragments, read_fragment
 
 TABLE_BATCH = 32  # rows of a batch where a table or a path comes without batch_size
 EVALUATION_BATCH = 256
@@ -207,8 +207,8 @@ def path_fragments(
 
     These are the model's inputs, label and weight where needed, and the states that the file may hold.
     """
-    from model.parquet import read_footer
     from model.state import STATE_PREFIX
+    from model.tables.parquet import read_footer
 
     names = read_columns(config, labelled=labelled)
     fragments = find_fragments(path, names, optional=optional_columns(config))

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from model import compute as pc
-from model.arrow_lists import Array, is_list, plain, unnest
 from model.config import ModelConfig
 from model.errors import DataError
 from model.estimator_arrays import Converted, context_array, cut, sequence_array, vector
-from model.keys import RNNKeys
 from model.labels import PredictionType, ProblemType
+from model.prediction_keys import RNNKeys
 from model.rows import GROUPS
+from model.tables import compute as pc
+from model.tables.arrow_lists import Array, is_list, plain, unnest
 
 
 class Rows(NamedTuple):

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import Array, is_list, plain, unnest
 from model.errors import ConfigError
 from model.scoring import Scored
 from model.state import StateSpec
+from model.tables.arrow_lists import Array, is_list, plain, unnest
 
 Batch = dict[str, Any]  # each value an array [B, …], or for ragged input a list of B arrays
 

@@ -29,7 +29,8 @@ from model.checkpoint import Bundle, save_bundle
 from model.errors import ConfigError
 from model.export_check import Arrays, compare, sample
 from model.export_graphs import NEXT, Graph, Port, SequenceGraph, StepGraph, has_operators
-from model.storage import PathLike, absolute, exists, is_directory, join, list_names, read_bytes, write_bytes
+from model.storage import absolute, exists, is_directory, join, list_names, read_bytes, write_bytes
+from model.storage.filesystems import PathLike
 
 SIGNATURE, ASSETS = "signature.json", "assets.extra"
 OPSET = 20

@@ -21,9 +21,9 @@ from model.checkpoint import Bundle
 from model.columns import Weighted, source_of
 from model.encoded import MISSING_ID, weights_key
 from model.fitting import FittedNumeric
-from model.keys import RNNKeys
 from model.labels import FittedLabel, ProblemType
 from model.network import Represent, RnnNetwork
+from model.prediction_keys import RNNKeys
 from model.rows import FittedColumns, Group, iterate_sources
 from model.state import StateSpec
 

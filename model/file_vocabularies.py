@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from model.config import ModelConfig
-from model.drift import value_type
+from model.tables.schema_agreement import value_type
 from model.vocabulary_file import file_keys
 
 

@@ -8,14 +8,14 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from model import compute as pc
-from model.arrow_lists import Array
 from model.columns import Key
 from model.encoded import MISSING_ID, Encoded
 from model.errors import DataError
 from model.hashing import buckets_of, fingerprint, fingerprints
 from model.settings import Settings
 from model.stats import keys_of
+from model.tables import compute as pc
+from model.tables.arrow_lists import Array
 
 
 class FittedVocabulary(Settings):

@@ -8,8 +8,6 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from model import compute as pc
-from model.arrow_lists import Array, as_float32, is_list, narrow_numbers, plain, unnest
 from model.columns import Numeric, Quantiles
 from model.encoded import Encoded
 from model.errors import DataError
@@ -17,6 +15,8 @@ from model.quantiles import QuantileSketch
 from model.registry import registered_normalizer
 from model.settings import Settings
 from model.stats import ColumnStats, applied, matrix_of, numeric_stats
+from model.tables import compute as pc
+from model.tables.arrow_lists import Array, as_float32, is_list, narrow_numbers, plain, unnest
 
 BLOCK_VALUES = 1 << 14  # that are normalised at a time: 128 KiB of float64
 

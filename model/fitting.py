@@ -14,7 +14,6 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from model.arrow_lists import owner
 from model.columns import (
     ColumnsConfig,
     Crossed,
@@ -42,6 +41,7 @@ from model.fitted_numbers import FittedNumeric as FittedNumeric
 from model.fitted_numbers import fit_numeric, learned_edges
 from model.sources import Bucketized, Part, raw_leaf
 from model.stats import ColumnStats
+from model.tables.arrow_lists import owner
 from model.vocabulary_file import file_keys
 
 FittedLeaf = FittedNumeric | FittedVocabulary | FittedIdentity | FittedHashBucket

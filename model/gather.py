@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.arrow_lists import offsets_of
 from model.encoded import Encoded
 from model.rows import EncodedRows, concat
+from model.tables.arrow_lists import offsets_of
 
 SHORT_STEPS = 16  # of a row, on average
 

@@ -9,9 +9,9 @@ import farmhash  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
 
-from model import compute as pc
-from model.arrow_lists import Array
 from model.sources import Key
+from model.tables import compute as pc
+from model.tables.arrow_lists import Array
 
 CROSS_SEED = 0xDECAFCAFFE
 CROSS_STEP = np.uint64(0x9E3779B97F4A7800).view(np.int64)

@@ -24,7 +24,8 @@ from model.rows import FittedColumns, iterate_leaves
 from model.scan import fit_label
 from model.settings import build, did_you_mean
 from model.stats import ColumnStats
-from model.storage import PathLike, list_names
+from model.storage import list_names
+from model.storage.filesystems import PathLike
 from model.tf_checkpoint import read_variables
 
 

@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import Array, is_list, offsets_of, ranges, unnest
 from model.columns import (
     Column,
     ColumnsConfig,
@@ -32,6 +31,7 @@ from model.settings import Settings
 from model.shared_tables import check_same_ids, joint_stats
 from model.state import StateSpec
 from model.stats import ColumnStats, stats_of
+from model.tables.arrow_lists import Array, is_list, offsets_of, ranges, unnest
 
 Group = Literal["sequence", "context"]
 GROUPS: tuple[Group, ...] = ("sequence", "context")

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Literal
 
 from model.errors import CheckpointError
-from model.storage import PathLike, absolute, exists, join, list_names, read_bytes, write_bytes
+from model.storage import absolute, exists, join, list_names, read_bytes, write_bytes
+from model.storage.filesystems import PathLike
 
 Pointer = Literal["best", "latest"]
 MANIFEST = "MANIFEST.json"  # written last: a directory without it is not a bundle

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import Array
 from model.bad_rows import Reason, common_widths, find_bad_rows, reasons_of
 from model.checks import check_rows as check_rows
 from model.checks import checked_stats, declared_label
@@ -20,8 +19,6 @@ from model.checks import unfitted_label as unfitted_label
 from model.columns import Crossed, Weighted, data_columns, source_of
 from model.config import ModelConfig
 from model.errors import DataError
-from model.filter_arrow import kept_rows
-from model.filters import Filter
 from model.labels import (
     FittedLabel,
     ProblemType,
@@ -32,7 +29,6 @@ from model.labels import (
     weights_in_order,
 )
 from model.merging import DataStats, merged
-from model.parquet import is_stored, read_footer, read_fragment
 from model.plan import DataIndex, Fragment
 from model.rows import (
     GROUPS,
@@ -44,6 +40,10 @@ from model.rows import (
 )
 from model.settings import Settings
 from model.stats import ColumnStats
+from model.tables.arrow_lists import Array
+from model.tables.filter_arrow import kept_rows
+from model.tables.filters import Filter
+from model.tables.parquet import is_stored, read_footer, read_fragment
 
 
 class SplitBy(Settings):

@@ -14,7 +14,6 @@ import pyarrow as pa
 import torch
 
 from model import heads
-from model.arrow_lists import offsets_of
 from model.batch import MAX_PADDED_STEPS, bounded, collate
 from model.checkpoint import Bundle, load_bundle
 from model.config import ModelConfig
@@ -23,7 +22,8 @@ from model.good_rows import encode_good_rows
 from model.labels import FittedLabel, ProblemType
 from model.rows import EncodedRows, FittedColumns, concat, encode_rows
 from model.state import StateSpec
-from model.storage import PathLike
+from model.storage.filesystems import PathLike
+from model.tables.arrow_lists import offsets_of
 
 STEADY_ROWS = 16  # processors multiply fewer rows than these by other kernels, which round in another way
 

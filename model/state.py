@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import Array, as_float32, is_list, numbers, plain, unnest
 from model.errors import DataError, StateError
 from model.settings import Settings
+from model.tables.arrow_lists import Array, as_float32, is_list, numbers, plain, unnest
 
 STATE_PREFIX = "rnn_cell_state"
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model import compute as pc
-from model.arrow_lists import Array, fixed_values, is_list, is_whole, numbers, owner, unnest
 from model.columns import Key, Leaf, Numeric, Vocabulary
 from model.errors import ConfigError, DataError
 from model.quantiles import QuantileSketch
 from model.registry import registered_normalizer
+from model.tables import compute as pc
+from model.tables.arrow_lists import Array, fixed_values, is_list, is_whole, numbers, owner, unnest
 
 
 @dataclass

@@ -16,7 +16,6 @@ import pyarrow as pa
 import torch
 
 from model import heads
-from model.arrow_lists import is_list
 from model.cells import Cell, State, flatten_state, unflatten_state
 from model.checkpoint import Bundle
 from model.columns import Column, data_columns, source_key, source_of
@@ -31,8 +30,9 @@ from model.fitting import (
 )
 from model.hashing import fingerprint
 from model.network import Represent
-from model.parquet import first_line
 from model.state import from_mapping
+from model.tables.arrow_lists import is_list
+from model.tables.parquet import first_line
 
 Tensor = torch.Tensor
 Flat = tuple[Tensor, ...]

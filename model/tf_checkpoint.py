@@ -23,7 +23,8 @@ import numpy as np
 from model.crc32c import crc32c, masked
 from model.errors import CheckpointError
 from model.settings import did_you_mean
-from model.storage import PathLike, absolute, exists, is_directory, join, list_names, read_bytes, resolve
+from model.storage import absolute, exists, is_directory, join, list_names, read_bytes, resolve
+from model.storage.filesystems import PathLike
 from model.tf_table import DamagedError, fields, is_table, table_items
 
 # numbers of types.proto

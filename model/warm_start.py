@@ -20,7 +20,7 @@ from model.fitting import Fitted, FittedNumeric, FittedVocabulary, FittedWeighte
 from model.labels import FittedLabel, weights_in_order
 from model.network import RnnNetwork, build_network
 from model.rows import GROUPS, FittedColumns
-from model.settings_errors import shown
+from model.settings.messages import shown
 
 NewVocabulary = Literal["refuse", "unknown", "add"]
 _NETWORK = ("problem_type", "prediction_type", "columns", "cell_type", "num_units", "dtype")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import Array, plain
 from model.errors import DataError
-from pipelines.blocks import Block
+from model.tables.arrow_lists import Array, plain
+from model.tables.slices import Block
 from pipelines.keys import KeyTypes, names_of, shown
 from pipelines.prediction import ORDER, block_of
 

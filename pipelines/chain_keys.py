@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from model import compute as pc
 from model.errors import DecodeError
 from model.storage import exists, join
-from pipelines.blocks import Block, read_slices
+from model.tables import compute as pc
+from model.tables.slices import Block, read_slices
 from pipelines.chain_index import joined
 from pipelines.keys import hashes_of, key_columns, names_of, partitions_of
 from pipelines.prediction import ORDER, Chain, Prediction

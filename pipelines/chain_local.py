@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import Array, plain
 from model.errors import DecodeError
 from model.storage import exists, join
-from pipelines.appearing import parquet_output
-from pipelines.blocks import Block, empty_slices, read_slices
+from model.storage.atomic import parquet_output
+from model.tables.arrow_lists import Array, plain
+from model.tables.slices import Block, empty_slices, read_slices
 from pipelines.chain_index import KEY, Entities, Index
 from pipelines.chain_keys import Occurrences, keys_file
 from pipelines.chain_scoring import (

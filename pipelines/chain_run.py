@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from model.storage import exists, remove_tree
-from pipelines.appearing import remove_partial
-from pipelines.blocks import Block
+from model.storage.atomic import remove_partial
+from model.tables.slices import Block
 from pipelines.chain_keys import MOST_LOCAL_ROWS, OPEN_BYTES, KeyTask, MeetTask
 from pipelines.chain_local import GivenTask, LocalScorer
 from pipelines.chain_scoring import ChainScorer

@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 
 from model import row_transport
-from model.arrow_lists import Array
 from model.registry import import_plugins
 from model.rows import EncodedRows, concat
 from model.storage import exists, write_bytes
-from pipelines.appearing import parquet_output
-from pipelines.blocks import Block
+from model.storage.atomic import parquet_output
+from model.tables.arrow_lists import Array
+from model.tables.slices import Block
 from pipelines.chain_index import KEY, ROW, Entities, Index, refuse_ties, rounds
 from pipelines.chain_tasks import initial_file, result_schema, rows_file, scored_file, scored_marker
 from pipelines.prediction import ORDER, Chain, Prediction

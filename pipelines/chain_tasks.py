@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 
 from model import row_transport
-from model.arrow_lists import Array
 from model.errors import DataError, DecodeError
 from model.good_rows import encode_good_rows
 from model.registry import import_plugins
 from model.rows import EncodedRows, encode_rows
 from model.storage import exists, join, read_bytes
-from pipelines.appearing import parquet_output
-from pipelines.blocks import Block, empty_slices, read_slices
+from model.storage.atomic import parquet_output
+from model.tables.arrow_lists import Array
+from model.tables.slices import Block, empty_slices, read_slices
 from pipelines.chain_index import KEY, ROW
 from pipelines.keys import hashes_of, key_columns, names_of, partitions_of, without_key
 from pipelines.prediction import ORDER, Chain, Prediction

@@ -12,7 +12,7 @@ from typing import Any
 
 from model.errors import ConfigError
 from model.storage import exists, join, list_names, make_directory, read_bytes, write_bytes
-from pipelines.blocks import Footer
+from model.tables.slices import Footer
 
 SOURCE = "_SOURCE"  # hidden from readers of Parquet
 Claim = dict[str, Any]  # what decides about the output, in words that a message can use

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from model.config import ModelConfig
-from model.filters import Filter
 from model.registry import import_plugins
 from model.settings import Settings, build, load_settings
 from model.storage import absolute, join
+from model.tables.filters import Filter
 from model.train_config import TrainConfig
 from pipelines.stopping import EarlyStoppingConfig
 from pipelines.tracking_config import TrackingConfig

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from model.bad_rows import Reason, merged_reasons
-from model.parquet import Found
 from model.scan import FragmentScan
+from model.tables.parquet import Found
 
 MOST_TOLD = 10  # reasons; the others are in the report
 

@@ -11,15 +11,15 @@ import pyarrow as pa
 
 from model.bad_rows import Reason, find_bad_rows, merged_reasons, reasons_of
 from model.errors import ConfigError, DataError
-from model.filter_arrow import kept_rows
-from model.filters import Filter
 from model.metrics import MetricState, merged, results
-from model.parquet import find, is_stored, read_fragment
 from model.plan import Fragment
 from model.registry import import_plugins
 from model.rows import encode_rows
 from model.runs import resolve_bundle
 from model.scan import first_row, optional_columns, read_columns
+from model.tables.filter_arrow import kept_rows
+from model.tables.filters import Filter
+from model.tables.parquet import find, is_stored, read_fragment
 from pipelines.data_report import DataReport
 from pipelines.fragments import over_fragments
 from pipelines.scanning import Quarantine

@@ -17,18 +17,18 @@ import numpy as np
 
 from model.comparison import Comparison
 from model.config import ModelConfig
-from model.drift import Agreement
 from model.errors import ConfigError, DataError
 from model.file_vocabularies import with_file_keys
 from model.fit_report import report_of
 from model.labels import FittedLabel
 from model.merging import InOrder
-from model.parquet import find
 from model.plan import DataIndex, Fragment
 from model.rows import FittedColumns
 from model.scan import FragmentScan, SplitBy, fit_merged, index_of, optional_columns, read_columns, split_index
 from model.settings import build
 from model.storage import exists, join, read_bytes, remove_tree, search_root, write_bytes
+from model.tables.parquet import find
+from model.tables.schema_agreement import Agreement
 from pipelines.config import RunConfig
 from pipelines.data_report import DataReport
 from pipelines.fragments import fragments_a_task, over_numbers

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from model.errors import DataError
-from model.parquet import Found, find, read_footer
 from model.plan import Fragment
 from model.scan import optional_columns, read_columns
 from model.storage import absolute
+from model.tables.parquet import Found, find, read_footer
 from pipelines.config import RunConfig
 from pipelines.fragments import fragments_a_task, over_numbers
 from pipelines.inspect_estimates import Estimates, estimates

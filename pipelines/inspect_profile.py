@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model import compute as pc
-from model.arrow_lists import Array, is_list, numbers, owner, plain, unnest
 from model.quantiles import QuantileSketch
 from model.stats import ColumnStats, numeric_stats
+from model.tables import compute as pc
+from model.tables.arrow_lists import Array, is_list, numbers, owner, plain, unnest
 from pipelines.inspect_sketch import Coded, Distinct, TopValues
 
 NARROWEST, WIDEST = "narrowest", "widest"  # places of a row with the fewest, the most values in a step

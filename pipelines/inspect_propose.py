@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from model.errors import ConfigError
-from model.settings_yaml import dump_line, parse_yaml
+from model.settings.yaml_text import dump_line, parse_yaml
 from pipelines.config import RunConfig, run_config
 from pipelines.inspect_findings import ERROR, findings, is_classification
 from pipelines.inspect_leaks import leaking_columns

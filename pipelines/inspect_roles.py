@@ -13,10 +13,10 @@ from typing import Protocol
 
 from model.config import ModelConfig
 from model.errors import ConfigError
-from model.filters import Filter
 from model.rows import GROUPS
 from model.settings import did_you_mean
 from model.state import STATE_PREFIX
+from model.tables.filters import Filter
 from pipelines.inspect_profile import BOOLEAN, NOTHING, NUMBER, OTHER, STRING, TIME, ColumnProfile
 from pipelines.inspect_scan import Look
 

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import Array, numbers, plain, ranges
 from model.config import ModelConfig
 from model.errors import DataError
-from model.filter_arrow import kept_rows
-from model.filters import Filter
-from model.parquet import is_stored, read_whole_fragment, with_path_columns
 from model.plan import Fragment
 from model.registry import import_plugins
 from model.scan import first_row
+from model.tables.arrow_lists import Array, numbers, plain, ranges
+from model.tables.filter_arrow import kept_rows
+from model.tables.filters import Filter
+from model.tables.parquet import is_stored, read_whole_fragment, with_path_columns
 from pipelines.inspect_faults import Damage, RowFaults, row_faults
 from pipelines.inspect_profile import (
     MOST_PLACES,

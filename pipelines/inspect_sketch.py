@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model import compute as pc
-from model.arrow_lists import Array
 from model.hashing import fingerprint, fingerprints
+from model.tables import compute as pc
+from model.tables.arrow_lists import Array
 
 MOST_DISTINCT = 1 << 12  # distinct values that are counted exactly
 MOST_TOP = 1 << 10  # values whose counts are kept

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from model import compute as pc
-from model.arrow_lists import Array, plain
 from model.errors import DataError
+from model.tables import compute as pc
+from model.tables.arrow_lists import Array, plain
 
 KeyTypes = dict[str, pa.DataType]
 

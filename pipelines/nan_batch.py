@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from model.errors import TrainingError
-from model.parquet import read_fragment
 from model.plan import Plan
 from model.scan import first_row
 from model.storage import join, write_bytes
+from model.tables.parquet import read_fragment
 from pipelines.turns import Step, epochs_at
 
 NAN_BATCH = "nan_batch.json"

@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from model.parquet import read_footer
 from model.storage import exists, join
-from pipelines.appearing import remove_partial
+from model.storage.atomic import remove_partial
+from model.tables.parquet import read_footer
 from pipelines.chain_run import run_chain, states_files
 from pipelines.claims import claim
 from pipelines.passes import Passes, Progress

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import is_list
 from model.errors import DataError
-from model.parquet import find_fragments
 from model.registry import import_plugins
 from model.runs import resolve_bundle
 from model.scan import optional_columns
 from model.storage import absolute, join
-from pipelines import blocks as cutting
-from pipelines.blocks import Block, Footer, cut, read_footers, schemas_of
+from model.tables import slices as cutting
+from model.tables.arrow_lists import is_list
+from model.tables.parquet import find_fragments
+from model.tables.slices import Block, Footer, cut, read_footers, schemas_of
 from pipelines.chain_keys import MOST_LOCAL_ROWS, OPEN_BYTES
 from pipelines.claims import Claim, check_claim, digest_of
 from pipelines.keys import key_types

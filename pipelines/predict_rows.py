@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from model.errors import DecodeError
-from model.parquet import read_footer
 from model.registry import import_plugins
 from model.storage import join
-from pipelines.appearing import parquet_output
-from pipelines.blocks import Block, empty_slices, read_slices
+from model.storage.atomic import parquet_output
+from model.tables.parquet import read_footer
+from model.tables.slices import Block, empty_slices, read_slices
 from pipelines.setting_aside import good_rows
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from model.errors import ConfigError
 from model.rows import FittedColumns
 from model.state import StateSpec
 from model.storage import join
-from pipelines.blocks import Block
+from model.tables.slices import Block
 from pipelines.claims import Claim
 from pipelines.keys import KeyTypes
 from pipelines.setting_aside import OnBadRows, SettingAside

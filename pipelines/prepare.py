@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from model.errors import DataError
-from model.storage import PathLike, join
+from model.storage import join
+from model.storage.filesystems import PathLike
 from pipelines.numbered import Numbered
 from pipelines.prepare_layout import Layout
 from pipelines.prepare_plan import PreparePlan, plan_of

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from model import compute as pc
-from model.arrow_lists import Array, offsets_of, plain, ranges
 from model.errors import DataError
+from model.tables import compute as pc
+from model.tables.arrow_lists import Array, offsets_of, plain, ranges
 from pipelines.prepare_layout import Layout
 from pipelines.prepare_order import Events, joined, unequal
 

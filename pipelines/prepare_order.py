@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model import compute as pc
-from model.arrow_lists import Array, is_list, plain, ranges, unnest
 from model.hashing import fingerprints
+from model.tables import compute as pc
+from model.tables.arrow_lists import Array, is_list, plain, ranges, unnest
 
 
 @dataclass(frozen=True)

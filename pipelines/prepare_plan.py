@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.errors import DataError
-from model.parquet import read_footer
 from model.plan import Fragment
-from model.storage import PathLike, find_files
+from model.storage import find_files
+from model.storage.filesystems import PathLike
+from model.tables.parquet import read_footer
 from pipelines.prepare_layout import Layout, agreed_schema, layout_of
 from pipelines.prepare_read import Share, memory_bytes
 from pipelines.prepare_settings import MIB, PrepareSettings

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model import compute as pc
-from model.arrow_lists import plain
 from model.errors import DataError
-from model.parquet import first_line
 from model.plan import Fragment
 from model.storage import resolve
+from model.tables import compute as pc
+from model.tables.arrow_lists import plain
+from model.tables.parquet import first_line
 from pipelines.prepare_layout import Layout, time_numbers
 from pipelines.quarantine import quarantined
 

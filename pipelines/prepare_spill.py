@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import plain
 from model.storage import is_remote, resolve
+from model.tables.arrow_lists import plain
 from pipelines.prepare_order import Events, bucket_of
 
 BATCH_ROWS = 1 << 14  # of a record batch at most, and:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import plain
 from model.storage import join, make_directory, remove_file, write_bytes
+from model.tables.arrow_lists import plain
 from pipelines.prepare_cut import Cutter
 from pipelines.prepare_layout import Layout, time_numbers
 from pipelines.prepare_order import Events, arranged, in_order, joined, merged, unequal

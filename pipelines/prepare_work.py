@@ -17,7 +17,6 @@ from typing import Any
 
 from model.errors import ConfigError
 from model.storage import (
-    PathLike,
     absolute,
     exists,
     is_directory,
@@ -30,6 +29,7 @@ from model.storage import (
     resolve,
     write_bytes,
 )
+from model.storage.filesystems import PathLike
 from pipelines.prepare_settings import PrepareSettings
 from pipelines.prepare_tasks import record_of
 

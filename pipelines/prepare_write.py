@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.arrow_lists import is_list, list_lengths
 from model.storage import is_remote, join, make_directory, resolve
+from model.tables.arrow_lists import is_list, list_lengths
 
 
 class SequenceWriter:

@@ -16,12 +16,12 @@ import pyarrow as pa
 from model.errors import DataError, to_plain
 from model.gather import gather
 from model.labels import FittedLabel
-from model.parquet import read_fragment
 from model.plan import DataIndex, Fragment
 from model.registry import import_plugins
 from model.row_transport import to_arrow
 from model.rows import EncodedRows, FittedColumns, encode_rows
 from model.scan import first_row
+from model.tables.parquet import read_fragment
 from pipelines.allocation import OF_TASKS, keep_freed_memory
 
 BLOCK_BYTES = 64 * 2**20  # of encoded rows: a window travels at once, or if it is larger in several blocks

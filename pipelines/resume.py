@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from model.errors import ConfigError
-from model.settings_yaml import parse_yaml
+from model.settings.yaml_text import parse_yaml
 from pipelines.config import RunConfig, run_config
 
 FREE = frozenset({"name", "output", "tune", "serve", "data.test"} | {f"train.{name}" for name in (

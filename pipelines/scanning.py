@@ -13,12 +13,12 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.errors import DataError
-from model.filters import Filter
-from model.parquet import read_whole_fragment
 from model.plan import Fragment
 from model.registry import import_plugins
 from model.scan import FragmentScan, SplitBy, first_row, scan_fragment
 from model.storage import stem
+from model.tables.filters import Filter
+from model.tables.parquet import read_whole_fragment
 from pipelines.quarantine import quarantined, write_quarantine
 
 

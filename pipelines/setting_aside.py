@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from model.bad_rows import Reason
 from model.errors import DataError, DecodeError
-from model.parquet import is_stored, read_footer
 from model.storage import exists, join, list_names, remove_file, resolve
-from pipelines.blocks import Block
+from model.tables.parquet import is_stored, read_footer
+from model.tables.slices import Block
 from pipelines.quarantine import COLUMN, FILE, REASON, ROW, ROWS, quarantined, quarantined_group, write_quarantine
 
 OnBadRows = Literal["error", "skip"]

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.storage import PathLike, resolve
-from pipelines.appearing import appearing
+from model.storage import resolve
+from model.storage.atomic import appearing
+from model.storage.filesystems import PathLike
 
 
 @contextmanager

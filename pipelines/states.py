@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from model.errors import ConfigError, DataError, StateError
-from model.parquet import find_fragments
 from model.state import StateSpec
 from model.storage import absolute, exists, join
-from pipelines.blocks import Block, cut, read_footers, schemas_of
+from model.tables.parquet import find_fragments
+from model.tables.slices import Block, cut, read_footers, schemas_of
 from pipelines.claims import digest_of
 
 STATES = "_states"  # in the output's directory: the states after a prediction with keys

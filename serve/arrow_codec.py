@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
-from model.arrow_lists import Array, is_list, list_lengths, owner, plain, unnest
 from model.errors import DataError, StateError
 from model.scoring import Scored
+from model.tables.arrow_lists import Array, is_list, list_lengths, owner, plain, unnest
 from serve.arrow_stream import read_stream
 from serve.config import LimitsConfig
 from serve.errors import RequestError, row_error

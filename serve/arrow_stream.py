@@ -13,7 +13,7 @@ from collections.abc import Collection
 import pyarrow as pa
 import pyarrow.ipc
 
-from model.arrow_lists import is_list
+from model.tables.arrow_lists import is_list
 from serve.errors import RequestError
 from serve.inputs import check_count
 

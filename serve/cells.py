@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.arrow_lists import is_list
+from model.tables.arrow_lists import is_list
 
 _SHOWN_CHARACTERS = 40
 _NULL = {type(None)}

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from model.arrow_lists import is_list
 from model.errors import DataError
 from model.rows import FittedColumns
 from model.settings import did_you_mean
 from model.state import StateSpec
+from model.tables.arrow_lists import is_list
 from serve.errors import RequestError
 
 

@@ -225,7 +225,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def finely_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions in slices of a row or two, several partitions, chunks of a few rows: all that large data bring."""
-    from pipelines import blocks, predict_plan
+    from model.tables import slices as blocks
+    from pipelines import predict_plan
 
     monkeypatch.setattr(blocks, "SLICE_BYTES", 500)
     monkeypatch.setattr(predict_plan, "PARTITION_BYTES", 3000)

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import arrow_lists
-from model.arrow_lists import as_float32, list_lengths, numbers, offsets_of, owner, plain, unnest
 from model.errors import DataError
+from model.tables import arrow_lists
+from model.tables.arrow_lists import as_float32, list_lengths, numbers, offsets_of, owner, plain, unnest
 
 NESTED = st.lists(st.none() | st.lists(st.none() | st.integers(-9, 9), max_size=4), max_size=6)
 MIDNIGHT = datetime.datetime(1970, 1, 2)

@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from model.errors import DataError
-from model.parquet import find_fragments, read_fragment
 from model.plan import Fragment
 from model.scan import SplitBy, scan_fragment
 from model.scoring import Scorer
+from model.tables.parquet import find_fragments, read_fragment
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTENSIONS = [

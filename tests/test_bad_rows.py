@@ -19,11 +19,11 @@ from model.bad_rows import Reason, common_widths, find_bad_rows, merged_reasons,
 from model.checkpoint import save_bundle
 from model.errors import ConfigError, DataError
 from model.evaluation import table_metrics
-from model.filters import Filter
 from model.metrics import results
-from model.parquet import find_fragments
 from model.plan import Fragment
 from model.scan import FragmentScan, SplitBy, scan_fragment, training_rows
+from model.tables.filters import Filter
+from model.tables.parquet import find_fragments
 from pipelines import ingest
 from pipelines.config import RunConfig, run_config
 from pipelines.data_report import DataReport

@@ -42,7 +42,7 @@ from model.hashing import cross, cross_start, fingerprint
 from model.network import InputLayer
 from model.rows import FittedColumns, column_stats, encode_rows
 from model.settings import build
-from model.settings_yaml import parse_yaml
+from model.settings.yaml_text import parse_yaml
 from model.stats import ColumnStats
 
 

@@ -13,11 +13,11 @@ import pytest
 
 from model.config import ModelConfig
 from model.errors import DataError
-from model.filters import Filter
-from model.parquet import find, find_fragments, read_fragment, read_whole_fragment
 from model.plan import DataIndex, Fragment
 from model.scan import fit_columns, index_of, optional_columns, read_columns, scan_fragment
 from model.storage import stem
+from model.tables.filters import Filter
+from model.tables.parquet import find, find_fragments, read_fragment, read_whole_fragment
 from pipelines.reading import Request, RowReader
 
 CONFIG = ModelConfig.model_validate(

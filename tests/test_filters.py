@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import ConfigError, DataError
-from model.filter_arrow import kept_rows
-from model.filters import Filter
-from model.parquet import find, read_fragment
 from model.plan import Fragment
+from model.tables.filter_arrow import kept_rows
+from model.tables.filters import Filter
+from model.tables.parquet import find, read_fragment
 from pipelines.config import DataConfig, run_config
 from pipelines.train import train
 

@@ -21,11 +21,11 @@ from model.columns import Numeric, Vocabulary
 from model.errors import ConfigError, DataError
 from model.fit_report import lines_of
 from model.merging import DataStats, InOrder, merged
-from model.parquet import find_fragments
 from model.rows import FittedColumns, column_stats
 from model.scan import fit_columns, read_columns, scan_fragment
 from model.settings import dump_yaml
 from model.stats import ColumnStats, key_stats, stats_of
+from model.tables.parquet import find_fragments
 from pipelines import ingest
 from pipelines.cli import app
 from pipelines.config import RunConfig, run_config

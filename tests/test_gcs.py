@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model import storage
 from model.checkpoint import load_bundle, save_bundle
 from model.errors import DataError
-from model.filters import Filter
-from model.parquet import find, find_fragments, read_fragment
 from model.plan import Fragment
 from model.runs import resolve_bundle
+from model.storage import filesystems as storage
+from model.tables.filters import Filter
+from model.tables.parquet import find, find_fragments, read_fragment
 from pipelines.predict import predict
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError
 from model.import_bundle import Held, import_config, import_variables
 from model.import_tf import weights_from_variables
-from model.settings_yaml import dump_plain
+from model.settings.yaml_text import dump_plain
 from model.tf_checkpoint import read_variables
 from pipelines.cli import app
 

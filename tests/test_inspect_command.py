@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from model.settings_yaml import parse_yaml
+from model.settings.yaml_text import parse_yaml
 from pipelines.charts import histogram, lines, tick_text
 from pipelines.cli import app
 from pipelines.dates import date_text, span_text

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from model import parquet
 from model.errors import DataError
-from model.parquet import find_fragments
 from model.scan import first_row, scan_fragment
+from model.tables import parquet
+from model.tables.parquet import find_fragments
 from pipelines.cli import app
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest import prepare_run

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model.settings_yaml import parse_yaml
+from model.settings.yaml_text import parse_yaml
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest import prepare_run
 from pipelines.inspect import Inspection, inspect_data

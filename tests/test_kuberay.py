@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 from ray.serve.schema import ServeDeploySchema
 
 from model.errors import ConfigError
-from model.settings_yaml import parse_yaml
+from model.settings.yaml_text import parse_yaml
 from pipelines.allocation import ENVIRONMENT
 from pipelines.config import RunConfig, run_config
 from serve.app import DEPLOYMENT, build_app

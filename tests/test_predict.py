@@ -18,8 +18,8 @@ from model.checkpoint import save_bundle
 from model.errors import ConfigError, DataError, StateError
 from model.good_rows import encode_good_rows
 from model.scoring import Scorer
-from pipelines import blocks
-from pipelines.appearing import appearing, parquet_output, remove_partial
+from model.storage.atomic import appearing, parquet_output, remove_partial
+from model.tables import slices as blocks
 from pipelines.cli import app
 from pipelines.predict import predict
 from pipelines.predict_plan import plan_prediction

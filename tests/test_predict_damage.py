@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from model.checkpoint import save_bundle
 from model.errors import DataError, DecodeError
 from model.scoring import Scorer
-from pipelines.blocks import read_slices
+from model.tables.slices import read_slices
 from pipelines.cli import app
 from pipelines.predict import PredictResult, predict
 from pipelines.predict_plan import plan_prediction

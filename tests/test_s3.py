@@ -18,14 +18,14 @@ import yaml
 from pyarrow import fs
 from typer.testing import CliRunner, Result
 
-from model import storage
 from model.checkpoint import load_bundle, save_bundle
 from model.errors import ConfigError, DataError, DecodeError
-from model.filters import Filter
-from model.parquet import find, find_fragments, is_stored, read_fragment
 from model.plan import Fragment
 from model.runs import resolve_bundle
-from pipelines.blocks import Block, read_slices
+from model.storage import filesystems as storage
+from model.tables.filters import Filter
+from model.tables.parquet import find, find_fragments, is_stored, read_fragment
+from model.tables.slices import Block, read_slices
 from pipelines.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent

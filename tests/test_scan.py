@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from model.config import ModelConfig
 from model.errors import DataError
-from model.parquet import find_fragments
 from model.scan import (
     FragmentScan,
     SplitBy,
@@ -28,6 +27,7 @@ from model.scan import (
     split_index,
     training_rows,
 )
+from model.tables.parquet import find_fragments
 
 CUTS = st.lists(st.integers(0, 60), max_size=6).map(sorted)
 KEYS = pa.table({"key": [f"user {i}" for i in range(1000)]})

@@ -12,7 +12,7 @@ import pytest
 from model import DynamicRnnEstimator, PredictionType, ProblemType, real_valued_column
 from model.errors import ConfigError
 from model.settings import build, dump_yaml
-from model.settings_yaml import parse_yaml
+from model.settings.yaml_text import parse_yaml
 from model.training import TrainConfig
 
 HALF = math.sqrt(0.5)

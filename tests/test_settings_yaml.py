@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from model.errors import ConfigError
 from model.settings import apply_overrides, load_settings
-from model.settings_yaml import dump_plain, parse_yaml
+from model.settings.yaml_text import dump_plain, parse_yaml
 
 # --- reading YAML ---
 

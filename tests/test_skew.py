@@ -43,12 +43,12 @@ from model.columns import (
 from model.estimator import DynamicRnnEstimator
 from model.labels import PredictionType, ProblemType
 from model.network import InputLayer, RnnNetwork
-from model.parquet import find_fragments, read_fragment
 from model.plan import DataIndex
 from model.row_transport import from_arrow
 from model.rows import concat
 from model.scoring import Scorer
 from model.stepping import Stepper
+from model.tables.parquet import find_fragments, read_fragment
 from pipelines.reading import ReadTask, Request, RowReader
 from serve.arrow_codec import ArrowDecoder
 from serve.codec import JsonDecoder

@@ -10,9 +10,9 @@ from urllib.parse import quote, unquote
 import pytest
 from pyarrow import fs
 
-from model import storage
 from model.errors import ConfigError, DataError
 from model.runs import point_to, pointed, resolve_bundle
+from model.storage import filesystems as storage
 
 NAMES = [
     "plain.parquet",

@@ -13,7 +13,7 @@ from model.metrics import results
 from model.runs import RUN_YAML
 from model.scan import unfitted_label
 from model.settings import did_you_mean
-from model.settings_yaml import parse_yaml
+from model.settings.yaml_text import parse_yaml
 from model.storage import exists, join, list_names, read_bytes
 from pipelines.config import RunConfig
 from pipelines.resume import flat

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from model.errors import DynamicRnnError
-from model.settings_errors import shown
+from model.settings.messages import shown
 
 Status = Literal["finished", "stopped early", "failed", "unfinished", "not started"]
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from model.errors import ConfigError
 from model.settings import build
-from model.settings_errors import joined, shown
+from model.settings.messages import joined, shown
 from pipelines.config import RunConfig
 from tune.config import DEFAULT_TRIALS, TuneConfig
 from tune.space import Choice, Grid

@@ -17,7 +17,7 @@ from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from model.errors import ConfigError
-from model.settings_fields import every_field, fields_of, inside, is_config, leaves, members, tags
+from model.settings.fields import every_field, fields_of, inside, is_config, leaves, members, tags
 
 # What must be, for each of pydantic's error types; the braces are filled from the error's context.
 _REQUIREMENTS = {

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model.errors import ConfigError
-from model.settings_errors import did_you_mean, dotted, joined, shown, told, true_as_number
-from model.settings_help import describe
-from model.settings_yaml import dump_plain, parse_yaml
+from model.settings.describe import describe
+from model.settings.messages import did_you_mean, dotted, joined, shown, told, true_as_number
+from model.settings.yaml_text import dump_plain, parse_yaml
 
 __all__ = [
     "Settings",

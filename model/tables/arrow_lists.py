@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from model import compute as pc
 from model.errors import DataError
+from model.tables import compute as pc
 
 Array: TypeAlias = Any  # a pyarrow.Array; pyarrow ships no types
 

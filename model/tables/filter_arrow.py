@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model import compute as pc
 from model.errors import DataError
-from model.filters import ORDERS, Column, Comparison, Filter, IsNull, Joined, Literal, Membership, Node, Not
 from model.labels import require_column
+from model.tables import compute as pc
+from model.tables.filters import ORDERS, Column, Comparison, Filter, IsNull, Joined, Literal, Membership, Node, Not
 
 Types = Mapping[str, pa.DataType]
 _ORDER_ONLY = ("<", "<=", ">", ">=")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from model.plan import PartitionValue
-from model.storage import PathLike, is_remote, search_root
+from model.storage import is_remote, search_root
+from model.storage.filesystems import PathLike
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
 _BEYOND_INT64 = 2**63

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.parquet import columns_in_file, not_decoded, undecodable
 from model.plan import Fragment
 from model.storage import resolve, stem
+from model.tables.parquet import columns_in_file, not_decoded, undecodable
 
 SLICE_BYTES = 16 << 20  # of decoded values and of what is computed from them; a task holds a few times as much
 MOST_SLICE_ROWS = 1 << 16

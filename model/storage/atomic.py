@@ -1,6 +1,6 @@
 """Files that are written piece by piece and appear whole or not at all, on local disks and object stores alike.
 
-`model.storage.write_bytes` does it for what fits into memory; this does it for what does not. Knows no Ray.
+`model.storage.filesystems.write_bytes` does it for what fits into memory; this does it for what does not. Knows no Ray.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from model.storage import PathLike, is_remote, list_names, resolve
+from model.storage.filesystems import PathLike, is_remote, list_names, resolve
 
 PARTIAL = ".partial"  # the end of a name that somebody still writes to; it begins with a dot, so no reader takes it
 

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from model.drift import Agreement
 from model.errors import DataError, DecodeError
-from model.filter_arrow import kept_row_groups
-from model.filters import Filter
-from model.partitions import Partitions, partitions_of
 from model.plan import Fragment, PartitionValue
 from model.settings import did_you_mean
-from model.storage import PathLike, find_files, is_refused, resolve, why
+from model.storage import find_files, is_refused, resolve, why
+from model.storage.filesystems import PathLike
+from model.tables.filter_arrow import kept_row_groups
+from model.tables.filters import Filter
+from model.tables.hive_paths import Partitions, partitions_of
+from model.tables.schema_agreement import Agreement
 
 if TYPE_CHECKING:  # loaded by the functions that use it: a quarter of what `from model import …` would take
     import pyarrow.parquet as pq
@@ -58,10 +59,10 @@ def find(
     """The non-empty row groups of all files under `path`, in (file, row group) order.
 
     Every footer is read first, so that a damaged file, a missing column or files that contradict each other are told
-    before anything is computed. Columns may stand in the files or in their paths (`model.partitions`); those that are
-    `optional` may be missing in some files, but not in all. Of the files and row groups that `where` excludes by paths
-    and statistics, nothing more is read. An `agreement` holds the types of other paths, with which these files must
-    agree, too, as files of one data set do; it takes theirs.
+    before anything is computed. Columns may stand in the files or in their paths (`model.tables.hive_paths`); those
+    that are `optional` may be missing in some files, but not in all. Of the files and row groups that `where` excludes
+    by paths and statistics, nothing more is read. An `agreement` holds the types of other paths, with which these files
+    must agree, too, as files of one data set do; it takes theirs.
     """
     files = find_files(path)
     parts = partitions_of(path, files)

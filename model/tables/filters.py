@@ -9,7 +9,7 @@
     columns        by name; in backticks where that is no plain name: `unit price` > 3
 
 The text is read by Python's own parser and turned into the few nodes below; nothing of it is ever run.
-`model.filter_arrow` makes Arrow's expressions of them. Knows no Arrow and no files.
+`model.tables.filter_arrow` makes Arrow's expressions of them. Knows no Arrow and no files.
 """
 
 from __future__ import annotations

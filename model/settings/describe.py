@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from model.settings_fields import bounds_words, fields_of, nested, type_words
-from model.settings_yaml import dump_line
+from model.settings.fields import bounds_words, fields_of, nested, type_words
+from model.settings.yaml_text import dump_line
 
 _WIDTH = 100
 

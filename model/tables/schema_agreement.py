@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from model.arrow_lists import is_list
 from model.errors import DataError
+from model.tables.arrow_lists import is_list
 
 Shape = tuple[int, str, int | None]
 
