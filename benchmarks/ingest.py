@@ -108,9 +108,9 @@ def floats(random: np.random.Generator, count: int) -> pa.Array:
 
 def worker_epoch(data: Path) -> Callable[[], tuple[int, int, int]]:
     """A function that iterates over one epoch's batches as the only worker of a training does: rows, real, padded."""
+    from model.batches.plan import DataIndex, Plan
     from model.config import ModelConfig
-    from model.plan import DataIndex, Plan
-    from model.scan import fit_columns, scan_fragment
+    from model.scan.fragment_scan import fit_columns, scan_fragment
     from model.tables.parquet import find_fragments, read_fragment
     from pipelines.batching import batches
     from pipelines.reading import RowReader

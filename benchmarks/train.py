@@ -307,7 +307,7 @@ def plan_batches(directory: Path, rank: int, world: int) -> Iterator[tuple[Any, 
     """This rank's batches of one epoch of the plan that ours follows: (features, labels, mask), padded with zeros."""
     import torch
 
-    from model.plan import DataIndex, Plan
+    from model.batches.plan import DataIndex, Plan
     from model.tables.parquet import find_fragments
 
     fragments = find_fragments(directory / "data", ["x", "y"])

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from model.estimator import DynamicRnnEstimator as DynamicRnnEstimator
     from model.estimator_arrays import SparseValues as SparseValues
     from model.estimator_config import EstimatorConfig as EstimatorConfig
-    from model.labels import PredictionType as PredictionType
-    from model.labels import ProblemType as ProblemType
+    from model.features.labels import PredictionType as PredictionType
+    from model.features.labels import ProblemType as ProblemType
     from model.monitors import Checkpoints as Checkpoints
     from model.monitors import EarlyStopping as EarlyStopping
     from model.monitors import Progress as Progress
@@ -43,25 +43,25 @@ _HOME = {
     "Bundle": "checkpoint",
     "load_bundle": "checkpoint",
     "save_bundle": "checkpoint",
-    "bucketized_column": "columns",
-    "crossed_column": "columns",
-    "embedding_column": "columns",
-    "one_hot_column": "columns",
-    "real_valued_column": "columns",
-    "shared_embedding_columns": "columns",
-    "sparse_column_with_hash_bucket": "columns",
-    "sparse_column_with_integerized_feature": "columns",
-    "sparse_column_with_keys": "columns",
-    "sparse_column_with_vocabulary_file": "columns",
-    "weighted_sparse_column": "columns",
+    "bucketized_column": "columns.factories",
+    "crossed_column": "columns.factories",
+    "embedding_column": "columns.factories",
+    "one_hot_column": "columns.factories",
+    "real_valued_column": "columns.factories",
+    "shared_embedding_columns": "columns.factories",
+    "sparse_column_with_hash_bucket": "columns.factories",
+    "sparse_column_with_integerized_feature": "columns.factories",
+    "sparse_column_with_keys": "columns.factories",
+    "sparse_column_with_vocabulary_file": "columns.factories",
+    "weighted_sparse_column": "columns.factories",
     "ModelConfig": "config",
     "DynamicRnnEstimator": "estimator",
     "SparseValues": "estimator_arrays",
     "EstimatorConfig": "estimator_config",
     "PredictionKey": "prediction_keys",
     "RNNKeys": "prediction_keys",
-    "PredictionType": "labels",
-    "ProblemType": "labels",
+    "PredictionType": "features.labels",
+    "ProblemType": "features.labels",
     "Checkpoints": "monitors",
     "EarlyStopping": "monitors",
     "Progress": "monitors",

@@ -22,9 +22,9 @@ from safetensors.torch import load, save
 
 from model.config import ModelConfig
 from model.errors import CheckpointError
-from model.labels import FittedLabel
+from model.features.fitted_columns import FittedColumns
+from model.features.labels import FittedLabel
 from model.network import RnnNetwork, build_network
-from model.rows import FittedColumns
 from model.runs import MANIFEST as MANIFEST
 from model.settings import build
 from model.state import StateSpec

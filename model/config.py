@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from model.columns import ColumnsConfig, Key
-from model.labels import PredictionType, ProblemType, weights_in_order
+from model.features.labels import PredictionType, ProblemType, weights_in_order
 from model.registry import registered_cell
 from model.settings import Settings
 

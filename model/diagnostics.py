@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from model import heads
-from model.batch import SequenceBatch
-from model.labels import FittedLabel, ProblemType
+from model.batches.collate import SequenceBatch
+from model.features.labels import FittedLabel, ProblemType
 from model.network import RnnNetwork
 
 CONFIDENCE_BINS = 20

@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from model.batch import SequenceBatch, collate
+from model.batches.collate import SequenceBatch, collate
 from model.checkpoint import Bundle
 from model.columns import Column
 from model.errors import ConfigError, NotFittedError
@@ -57,10 +57,10 @@ from model.estimator_run import (
     train,
     variables,
 )
-from model.labels import PredictionType, ProblemType
+from model.features.labels import PredictionType, ProblemType
 from model.model_fn import ModelOutputs, model_outputs
 from model.optimizers import Clip
-from model.scan import fit_columns, scan_table
+from model.scan.fragment_scan import fit_columns, scan_table
 from model.schedules import Schedule
 from model.scoring import Scorer
 from model.settings import did_you_mean

@@ -14,7 +14,7 @@ from pydantic import Field
 from model.columns import Bucketized, ColumnsConfig, Embedding, Numeric, OneHot
 from model.config import ModelConfig
 from model.errors import ConfigError
-from model.labels import ProblemType
+from model.features.labels import ProblemType
 from model.optimizers import OptimizerConfig, StepConfig
 from model.registry import name_of_cell
 from model.settings import Settings, build

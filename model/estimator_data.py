@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.batch import SequenceBatch, collate
+from model.batches.collate import SequenceBatch, collate
+from model.batches.plan import DataIndex, Fragment, Plan
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
 from model.estimator_inputs import Rows, is_features, is_table, require_labels, rows_of
-from model.labels import FittedLabel
-from model.plan import DataIndex, Fragment, Plan
-from model.rows import EncodedRows, FittedColumns, concat, encode_rows, padding_lookups
-from model.scan import FragmentScan, needs_label_values, optional_columns, read_columns, scan_table
+from model.features.fitted_columns import EncodedRows, FittedColumns, concat, encode_rows, padding_lookups
+from model.features.labels import FittedLabel
+from model.scan.fragment_scan import FragmentScan, needs_label_values, optional_columns, read_columns, scan_table
 from model.state import StateSpec
 from model.tables.parquet import find_fragments, read_fragment
 
@@ -243,7 +243,7 @@ def refuse_to_learn_from_batches(config: ModelConfig) -> None:
 
 def fit_needs_a_dataset(config: ModelConfig) -> list[str]:
     """What is learned from all rows, by name; empty where a stream will do."""
-    from model.columns import needs_training_data
+    from model.columns.config import needs_training_data
 
     found = ["num_classes='auto'"] if needs_label_values(config) else []
     if config.standardize_label:

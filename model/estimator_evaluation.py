@@ -15,9 +15,9 @@ import torch
 
 from model import heads
 from model import metrics as sums
-from model.batch import SequenceBatch
+from model.batches.collate import SequenceBatch
 from model.errors import ConfigError
-from model.labels import FittedLabel, ProblemType
+from model.features.labels import FittedLabel, ProblemType
 from model.network import RnnNetwork
 
 Items = dict[str, np.ndarray]

@@ -1,8 +1,8 @@
 """What users of the estimator hand over (dicts of arrays, lists, Arrow, pandas) as tables of the data contract.
 
-The tables then go through the one encoding (`model.rows`) and the one collate. Padding is cut off here, by
-`sequence_length`, and not read; only which rows of embedding tables the original would have looked up is taken from
-the whole input (`Rows.padded`). Knows no network, no training.
+The tables then go through the one encoding (`model.features.fitted_columns`) and the one collate. Padding is cut off
+here, by `sequence_length`, and not read; only which rows of embedding tables the original would have looked up is taken
+from the whole input (`Rows.padded`). Knows no network, no training.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pyarrow as pa
 from model.config import ModelConfig
 from model.errors import DataError
 from model.estimator_arrays import Converted, context_array, cut, sequence_array, vector
-from model.labels import PredictionType, ProblemType
+from model.features.fitted_columns import GROUPS
+from model.features.labels import PredictionType, ProblemType
 from model.prediction_keys import RNNKeys
-from model.rows import GROUPS
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, is_list, plain, unnest
 

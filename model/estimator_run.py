@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from model.batch import SequenceBatch
+from model.batches.collate import SequenceBatch
 from model.checkpoint import (
     MANIFEST,
     TRAINING_STATE,
@@ -32,9 +32,9 @@ from model.checkpoint import (
 )
 from model.errors import ConfigError
 from model.estimator_config import Declared, EstimatorConfig
-from model.labels import FittedLabel
+from model.features.fitted_columns import FittedColumns
+from model.features.labels import FittedLabel
 from model.network import build_network
-from model.rows import FittedColumns
 from model.runs import point_to, pointed
 from model.storage import exists, join, list_names, remove_tree
 from model.training import StepResult, Trainer

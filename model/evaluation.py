@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from model.batch import bounded, collate
-from model.labels import FittedLabel
+from model.batches.collate import bounded, collate
+from model.features.fitted_columns import EncodedRows, FittedColumns, encode_rows
+from model.features.labels import FittedLabel
 from model.metrics import MetricState, batch_state, merged
 from model.network import RnnNetwork
-from model.rows import EncodedRows, FittedColumns, encode_rows
 
 
 def table_metrics(network: RnnNetwork, columns: FittedColumns, label: FittedLabel, table: pa.Table) -> MetricState:

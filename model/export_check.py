@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from model import heads
-from model.batch import SequenceBatch
+from model.batches.collate import SequenceBatch
 from model.errors import CheckpointError
 from model.export_graphs import Graph
 

@@ -15,16 +15,17 @@ import torch
 from torch import nn
 
 from model import heads
-from model.batch import SequenceBatch
+from model.batches.collate import SequenceBatch
 from model.cells import BasicRnnCell, Cell, GruCell, GruResetBeforeCell, LstmCell, State, flatten_state
 from model.checkpoint import Bundle
-from model.columns import Weighted, source_of
-from model.encoded import MISSING_ID, weights_key
-from model.fitting import FittedNumeric
-from model.labels import FittedLabel, ProblemType
+from model.columns import Weighted
+from model.columns.config import source_of
+from model.features.encoded import MISSING_ID, weights_key
+from model.features.fitted_columns import FittedColumns, Group, iterate_sources
+from model.features.labels import FittedLabel, ProblemType
+from model.features.numeric import FittedNumeric
 from model.network import Represent, RnnNetwork
 from model.prediction_keys import RNNKeys
-from model.rows import FittedColumns, Group, iterate_sources
 from model.state import StateSpec
 
 Tensor = torch.Tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from model.labels import FittedLabel, ProblemType
+from model.features.labels import FittedLabel, ProblemType
 
 Tensor = torch.Tensor
 

@@ -13,17 +13,18 @@ import numpy as np
 import torch
 
 from model.checkpoint import Bundle, save_bundle
-from model.columns import Column, Numeric, Vocabulary, column_name
+from model.columns import Column, Numeric, Vocabulary
+from model.columns.config import column_name
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError
 from model.estimator_data import fit_needs_a_dataset
+from model.features.fitted_columns import FittedColumns, iterate_leaves
+from model.features.labels import FittedLabel, ProblemType
+from model.features.stats import ColumnStats
 from model.import_tf import BIASES, COLUMN_SCOPES, Piece, Reader, Variables, cell_scope, embeddings, pieces_of
-from model.labels import FittedLabel, ProblemType
 from model.network import InputLayer, RnnNetwork
-from model.rows import FittedColumns, iterate_leaves
-from model.scan import fit_label
+from model.scan.fragment_scan import fit_label
 from model.settings import build, did_you_mean
-from model.stats import ColumnStats
 from model.storage import list_names
 from model.storage.filesystems import PathLike
 from model.tf_checkpoint import read_variables

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from model.columns import Bucketized, Crossed, Embedding, Weighted, column_name
+from model.columns import Bucketized, Crossed, Embedding, Weighted
+from model.columns.config import column_name
 from model.config import ModelConfig
 from model.errors import CheckpointError
-from model.rows import Group
+from model.features.fitted_columns import Group
 from model.settings import did_you_mean
 
 Variables = Mapping[str, np.ndarray]

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from model import heads
-from model.batch import SequenceBatch
-from model.labels import FittedLabel, ProblemType
+from model.batches.collate import SequenceBatch
+from model.features.labels import FittedLabel, ProblemType
 
 MetricState = dict[str, float]
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 
 from model import heads
-from model.batch import collate
+from model.batches.collate import collate
 from model.checkpoint import Bundle
 from model.dropout import DropoutKey
 from model.errors import ConfigError

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from model.batch import SequenceBatch
+from model.batches.collate import SequenceBatch
 from model.cells import Cell, State, build_cell, flatten_state, unflatten_state
 from model.config import ModelConfig
 from model.dropout import DropoutKey, drop
-from model.labels import FittedLabel, ProblemType
+from model.features.fitted_columns import GROUPS, FittedColumns, Group
+from model.features.labels import FittedLabel, ProblemType
 from model.pretrained import load_pretrained
 from model.represent import Represent as Represent
-from model.rows import GROUPS, FittedColumns, Group
 from model.state import StateSpec
 
 Tensor = torch.Tensor

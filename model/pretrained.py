@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
-from model.columns import Column, Embedding, column_name
+from model.columns import Column, Embedding
+from model.columns.config import column_name
 from model.errors import ConfigError
 from model.represent import Represent
 from model.storage import read_bytes

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from model.columns import Bucketized, Column, Embedding, Numeric, OneHot, source_key, source_of
-from model.encoded import weights_key
-from model.fitting import FittedNumeric
-from model.rows import FittedColumns
+from model.columns import Bucketized, Column, Embedding, Numeric, OneHot, source_key
+from model.columns.config import source_of
+from model.features.encoded import weights_key
+from model.features.fitted_columns import FittedColumns
+from model.features.numeric import FittedNumeric
 
 Tensor = torch.Tensor
 

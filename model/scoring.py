@@ -14,13 +14,13 @@ import pyarrow as pa
 import torch
 
 from model import heads
-from model.batch import MAX_PADDED_STEPS, bounded, collate
+from model.batches.collate import MAX_PADDED_STEPS, bounded, collate
+from model.batches.encode_valid import encode_good_rows
 from model.checkpoint import Bundle, load_bundle
 from model.config import ModelConfig
 from model.errors import DataError
-from model.good_rows import encode_good_rows
-from model.labels import FittedLabel, ProblemType
-from model.rows import EncodedRows, FittedColumns, concat, encode_rows
+from model.features.fitted_columns import EncodedRows, FittedColumns, concat, encode_rows
+from model.features.labels import FittedLabel, ProblemType
 from model.state import StateSpec
 from model.storage.filesystems import PathLike
 from model.tables.arrow_lists import offsets_of

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from model.batch import SequenceBatch
+from model.batches.collate import SequenceBatch
 
 Tensor = torch.Tensor
 CARRIED = "carried/"  # what the names of carried states begin with in a checkpoint

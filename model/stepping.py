@@ -18,17 +18,14 @@ import torch
 from model import heads
 from model.cells import Cell, State, flatten_state, unflatten_state
 from model.checkpoint import Bundle
-from model.columns import Column, data_columns, source_key, source_of
+from model.columns import Column, data_columns, source_key
+from model.columns.config import source_of
 from model.errors import DataError, StateError
-from model.fitting import (
-    Encoded,
-    Fitted,
-    FittedHashBucket,
-    FittedIdentity,
-    FittedNumeric,
-    FittedVocabulary,
-)
-from model.hashing import fingerprint
+from model.features.categorical import FittedHashBucket, FittedIdentity, FittedVocabulary
+from model.features.encoded import Encoded
+from model.features.fit import Fitted
+from model.features.hashing import fingerprint
+from model.features.numeric import FittedNumeric
 from model.network import Represent
 from model.state import from_mapping
 from model.tables.arrow_lists import is_list

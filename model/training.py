@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import torch
 
 from model import heads
-from model.batch import SequenceBatch
+from model.batches.collate import SequenceBatch
 from model.dropout import DropoutKey
 from model.errors import TrainingError
-from model.labels import FittedLabel
+from model.features.fitted_columns import GROUPS
+from model.features.labels import FittedLabel
 from model.network import RnnNetwork
 from model.optimizers import VOTES, FlatParameters, StepConfig
-from model.rows import GROUPS
 from model.segments import CARRIED, Unrolling
 from model.torch_optimizers import NO_CODE, OptimizerCode, make_optimizer
 from model.train_config import TrainConfig as TrainConfig

@@ -16,10 +16,13 @@ import torch
 from model.checkpoint import Bundle, Tensors, bundle_of, load_weights
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
-from model.fitting import Fitted, FittedNumeric, FittedVocabulary, FittedWeighted
-from model.labels import FittedLabel, weights_in_order
+from model.features.categorical import FittedVocabulary
+from model.features.combined import FittedWeighted
+from model.features.fit import Fitted
+from model.features.fitted_columns import GROUPS, FittedColumns
+from model.features.labels import FittedLabel, weights_in_order
+from model.features.numeric import FittedNumeric
 from model.network import RnnNetwork, build_network
-from model.rows import GROUPS, FittedColumns
 from model.settings.messages import shown
 
 NewVocabulary = Literal["refuse", "unknown", "add"]

@@ -20,13 +20,13 @@ import pyarrow as pa
 import ray.data
 import torch
 
-from model.batch import SequenceBatch, collate
+from model.batches.arrow_transport import from_arrow
+from model.batches.collate import SequenceBatch, collate
+from model.batches.plan import DataIndex, Plan
+from model.batches.reorder import gather
 from model.errors import from_plain
-from model.fitting import FittedNumeric
-from model.gather import gather
-from model.plan import DataIndex, Plan
-from model.row_transport import from_arrow
-from model.rows import EncodedRows, FittedColumns, concat
+from model.features.fitted_columns import EncodedRows, FittedColumns, concat
+from model.features.numeric import FittedNumeric
 from pipelines.allocation import OF_COMPUTING, keep_freed_memory
 from pipelines.cluster import configure_ray_data
 from pipelines.prefetch import prefetched

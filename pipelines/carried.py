@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import torch
 
+from model.batches.plan import Plan
 from model.cells import flatten_state
 from model.network import RnnNetwork
-from model.plan import Plan
 from model.segments import CARRIED
 from model.training import Reduce
 from pipelines.turns import Turn

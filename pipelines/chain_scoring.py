@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from model import row_transport
+from model.batches import arrow_transport as row_transport
+from model.features.fitted_columns import EncodedRows, concat
 from model.registry import import_plugins
-from model.rows import EncodedRows, concat
 from model.storage import exists, write_bytes
 from model.storage.atomic import parquet_output
 from model.tables.arrow_lists import Array

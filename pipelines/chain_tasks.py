@@ -16,11 +16,11 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from model import row_transport
+from model.batches import arrow_transport as row_transport
+from model.batches.encode_valid import encode_good_rows
 from model.errors import DataError, DecodeError
-from model.good_rows import encode_good_rows
+from model.features.fitted_columns import EncodedRows, encode_rows
 from model.registry import import_plugins
-from model.rows import EncodedRows, encode_rows
 from model.storage import exists, join, read_bytes
 from model.storage.atomic import parquet_output
 from model.tables.arrow_lists import Array

@@ -52,7 +52,7 @@ def _fitted(console: Console, run: RunConfig) -> Any:
 
 
 def _show(console: Console, run: RunConfig, prepared: Any) -> None:
-    from model.fit_report import lines_of
+    from model.scan.fit_report import lines_of
 
     validation = "" if prepared.validation is None else f", {prepared.validation.rows:,} rows validate"
     rows = f"{prepared.train.rows:,} rows of {prepared.train.steps:,} steps{validation}"

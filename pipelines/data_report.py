@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from model.bad_rows import Reason, merged_reasons
-from model.scan import FragmentScan
+from model.scan.bad_rows import Reason, merged_reasons
+from model.scan.fragment_scan import FragmentScan
 from model.tables.parquet import Found
 
 MOST_TOLD = 10  # reasons; the others are in the report

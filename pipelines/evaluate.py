@@ -9,14 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from model.bad_rows import Reason, find_bad_rows, merged_reasons, reasons_of
+from model.batches.plan import Fragment
 from model.errors import ConfigError, DataError
+from model.features.fitted_columns import encode_rows
 from model.metrics import MetricState, merged, results
-from model.plan import Fragment
 from model.registry import import_plugins
-from model.rows import encode_rows
 from model.runs import resolve_bundle
-from model.scan import first_row, optional_columns, read_columns
+from model.scan.bad_rows import Reason, find_bad_rows, merged_reasons, reasons_of
+from model.scan.fragment_scan import first_row, optional_columns, read_columns
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.parquet import find, is_stored, read_fragment

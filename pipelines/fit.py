@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from model.batches.plan import DataIndex
 from model.errors import ConfigError
-from model.plan import DataIndex
 from model.runs import METRICS
 from model.storage import exists, join
 from pipelines import ingest

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from model.columns import Vocabulary, Weighted, source_of
+from model.columns import Vocabulary, Weighted
+from model.columns.config import source_of
 from model.storage import exists, find_files, join, read_bytes, remove_file, resolve, write_bytes
 from pipelines.config import RunConfig
 from pipelines.resume import flat

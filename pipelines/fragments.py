@@ -14,7 +14,7 @@ from typing import Any
 import ray
 import ray.data
 
-from model.plan import Fragment
+from model.batches.plan import Fragment
 from pipelines.cluster import available_gpus, configure_ray_data
 from pipelines.holding import GpuTask, HeldTask
 from pipelines.messages import value_of

@@ -15,16 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from model.comparison import Comparison
+from model.batches.plan import DataIndex, Fragment
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
-from model.file_vocabularies import with_file_keys
-from model.fit_report import report_of
-from model.labels import FittedLabel
-from model.merging import InOrder
-from model.plan import DataIndex, Fragment
-from model.rows import FittedColumns
-from model.scan import FragmentScan, SplitBy, fit_merged, index_of, optional_columns, read_columns, split_index
+from model.features.fitted_columns import FittedColumns
+from model.features.labels import FittedLabel
+from model.features.ordered_merge import InOrder
+from model.scan.declared_vocabularies import with_file_keys
+from model.scan.fit_report import report_of
+from model.scan.fragment_scan import (
+    FragmentScan,
+    SplitBy,
+    fit_merged,
+    index_of,
+    optional_columns,
+    read_columns,
+    split_index,
+)
+from model.scan.split_comparison import Comparison
 from model.settings import build
 from model.storage import exists, join, read_bytes, remove_tree, search_root, write_bytes
 from model.tables.parquet import find
@@ -47,8 +55,8 @@ _log = logging.getLogger("dynamic_rnn")
 class Prepared:
     """Fitted columns and label, and the indexes of training and (possibly no) validation rows.
 
-    `report` is `model.fit_report`'s; empty where an earlier version has stored none. `rows` says what became of the
-    rows of both.
+    `report` is `model.scan.fit_report`'s; empty where an earlier version has stored none. `rows` says what became of
+    the rows of both.
     """
 
     columns: FittedColumns

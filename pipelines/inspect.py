@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from model.batches.plan import Fragment
 from model.errors import DataError
-from model.plan import Fragment
-from model.scan import optional_columns, read_columns
+from model.scan.fragment_scan import optional_columns, read_columns
 from model.storage import absolute
 from model.tables.parquet import Found, find, read_footer
 from pipelines.config import RunConfig

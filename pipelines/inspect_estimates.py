@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.columns import Numeric, source_of
-from model.fitting import Fitted, FittedHashBucket, FittedNumeric
-from model.plan import Plan
-from model.rows import FittedColumns, iterate_sources
+from model.batches.plan import Plan
+from model.columns import Numeric
+from model.columns.config import source_of
+from model.features.categorical import FittedHashBucket
+from model.features.fit import Fitted
+from model.features.fitted_columns import FittedColumns, iterate_sources
+from model.features.numeric import FittedNumeric
 from pipelines.config import RunConfig
 from pipelines.inspect_profile import ColumnProfile
 from pipelines.inspect_survey import Survey

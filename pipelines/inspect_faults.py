@@ -1,7 +1,7 @@
 """What of a row group training would refuse: rows, by column and reason, with examples; or all, where it is damaged.
 
-Rows are checked by training's own scan (`model.scan`) of the table that is profiled, not by a copy of its rules. Runs
-in data tasks: knows no files, no torch, no Ray.
+Rows are checked by training's own scan (`model.scan.fragment_scan`) of the table that is profiled, not by a copy of its
+rules. Runs in data tasks: knows no files, no torch, no Ray.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.bad_rows import common_widths, find_bad_rows
-from model.checks import checked_stats
 from model.config import ModelConfig
 from model.errors import DataError
-from model.rows import sequence_lengths, with_null_steps
-from model.scan import read_columns, scan_table
+from model.features.fitted_columns import sequence_lengths, with_null_steps
+from model.scan.bad_rows import common_widths, find_bad_rows
+from model.scan.fragment_scan import read_columns, scan_table
+from model.scan.row_checks import checked_stats
 
 MOST_EXAMPLES = 3
 VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|[-+]?\d[\w.+-]*")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from model.config import ModelConfig
-from model.scan import optional_columns
+from model.scan.fragment_scan import optional_columns
 from pipelines.inspect_faults import Damage
 from pipelines.inspect_leaks import leak_findings
 from pipelines.inspect_profile import MOST_PLACES, NARROWEST, NUMBER, OTHER, WIDEST, ColumnProfile, Places

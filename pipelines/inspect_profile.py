@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.quantiles import QuantileSketch
-from model.stats import ColumnStats, numeric_stats
+from model.features.quantile_sketch import QuantileSketch
+from model.features.stats import ColumnStats, numeric_stats
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, is_list, numbers, owner, plain, unnest
 from pipelines.inspect_sketch import Coded, Distinct, TopValues

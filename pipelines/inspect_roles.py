@@ -13,7 +13,7 @@ from typing import Protocol
 
 from model.config import ModelConfig
 from model.errors import ConfigError
-from model.rows import GROUPS
+from model.features.fitted_columns import GROUPS
 from model.settings import did_you_mean
 from model.state import STATE_PREFIX
 from model.tables.filters import Filter

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from model.batches.plan import Fragment
 from model.config import ModelConfig
 from model.errors import DataError
-from model.plan import Fragment
 from model.registry import import_plugins
-from model.scan import first_row
+from model.scan.fragment_scan import first_row
 from model.tables.arrow_lists import Array, numbers, plain, ranges
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter

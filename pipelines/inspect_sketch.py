@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.hashing import fingerprint, fingerprints
+from model.features.hashing import fingerprint, fingerprints
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array
 

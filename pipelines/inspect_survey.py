@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from model.plan import DataIndex, Fragment
+from model.batches.plan import DataIndex, Fragment
 from pipelines.inspect_faults import Damage, RowFaults
 from pipelines.inspect_profile import ColumnProfile
 from pipelines.inspect_relations import Relation

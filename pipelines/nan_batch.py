@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from model.batches.plan import Plan
 from model.errors import TrainingError
-from model.plan import Plan
-from model.scan import first_row
+from model.scan.fragment_scan import first_row
 from model.storage import join, write_bytes
 from model.tables.parquet import read_fragment
 from pipelines.turns import Step, epochs_at

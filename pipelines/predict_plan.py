@@ -15,7 +15,7 @@ import pyarrow as pa
 from model.errors import DataError
 from model.registry import import_plugins
 from model.runs import resolve_bundle
-from model.scan import optional_columns
+from model.scan.fragment_scan import optional_columns
 from model.storage import absolute, join
 from model.tables import slices as cutting
 from model.tables.arrow_lists import is_list

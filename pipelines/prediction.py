@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.errors import ConfigError
-from model.rows import FittedColumns
+from model.features.fitted_columns import FittedColumns
 from model.state import StateSpec
 from model.storage import join
 from model.tables.slices import Block

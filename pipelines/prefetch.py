@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 
 import torch
 
-from model.batch import SequenceBatch
+from model.batches.collate import SequenceBatch
 
 AHEAD_BATCHES = 2
 T = TypeVar("T")

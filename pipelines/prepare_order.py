@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.hashing import fingerprints
+from model.features.hashing import fingerprints
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, is_list, plain, ranges, unnest
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from model.batches.plan import Fragment
 from model.errors import DataError
-from model.plan import Fragment
 from model.storage import find_files
 from model.storage.filesystems import PathLike
 from model.tables.parquet import read_footer

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model.batches.plan import Fragment
 from model.errors import DataError
-from model.plan import Fragment
 from model.storage import resolve
 from model.tables import compute as pc
 from model.tables.arrow_lists import plain

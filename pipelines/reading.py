@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from model.batches.arrow_transport import to_arrow
+from model.batches.plan import DataIndex, Fragment
+from model.batches.reorder import gather
 from model.errors import DataError, to_plain
-from model.gather import gather
-from model.labels import FittedLabel
-from model.plan import DataIndex, Fragment
+from model.features.fitted_columns import EncodedRows, FittedColumns, encode_rows
+from model.features.labels import FittedLabel
 from model.registry import import_plugins
-from model.row_transport import to_arrow
-from model.rows import EncodedRows, FittedColumns, encode_rows
-from model.scan import first_row
+from model.scan.fragment_scan import first_row
 from model.tables.parquet import read_fragment
 from pipelines.allocation import OF_TASKS, keep_freed_memory
 

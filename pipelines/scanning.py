@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from model.batches.plan import Fragment
 from model.config import ModelConfig
 from model.errors import DataError
-from model.plan import Fragment
 from model.registry import import_plugins
-from model.scan import FragmentScan, SplitBy, first_row, scan_fragment
+from model.scan.fragment_scan import FragmentScan, SplitBy, first_row, scan_fragment
 from model.storage import stem
 from model.tables.filters import Filter
 from model.tables.parquet import read_whole_fragment

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from model.bad_rows import Reason
 from model.errors import DataError, DecodeError
+from model.scan.bad_rows import Reason
 from model.storage import exists, join, list_names, remove_file, resolve
 from model.tables.parquet import is_stored, read_footer
 from model.tables.slices import Block

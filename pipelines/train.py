@@ -25,9 +25,9 @@ import ray
 import ray.train
 import ray.train.torch
 
+from model.batches.plan import Plan
 from model.checkpoint import load_bundle
 from model.errors import ConfigError, DynamicRnnError, TrainingError, from_plain, to_plain
-from model.plan import Plan
 from model.runs import BUNDLES, METRICS, RUN_YAML, SWEEP, checkpoint_names, resolve_bundle
 from model.runs import CHECKPOINTS as RAY_RUN
 from model.settings import dump_yaml

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from model.batch import SequenceBatch, bounded, collate
+from model.batches.collate import SequenceBatch, bounded, collate
+from model.batches.plan import DataIndex
 from model.checkpoint import Bundle, load_bundle
 from model.diagnostics import Diagnostics, calibration_error, diagnose, residual_histogram
-from model.labels import FittedLabel
-from model.plan import DataIndex
+from model.features.labels import FittedLabel
 from model.settings import dump_yaml
 from model.storage import join, write_bytes
 from pipelines.batching import reading

@@ -13,8 +13,8 @@ from itertools import repeat
 
 import numpy as np
 
-from model.batch import SequenceBatch
-from model.plan import Plan
+from model.batches.collate import SequenceBatch
+from model.batches.plan import Plan
 from model.segments import Unrolling, segment_count
 from model.train_config import TrainConfig
 

@@ -15,15 +15,15 @@ from typing import Any, Protocol
 
 import torch
 
-from model.batch import SequenceBatch
+from model.batches.collate import SequenceBatch
+from model.batches.plan import DataIndex, Plan
 from model.checkpoint import Bundle, TrainingState, bundle_of, load_weights
 from model.errors import ConfigError, TrainingError
-from model.labels import FittedLabel
+from model.features.fitted_columns import FittedColumns
+from model.features.labels import FittedLabel
 from model.metrics import MetricState, batch_state, merged, results
 from model.network import RnnNetwork, build_network
 from model.numerics import autocast_type, set_numerics
-from model.plan import DataIndex, Plan
-from model.rows import FittedColumns
 from model.settings import did_you_mean
 from model.training import Reduce, StepResult, Trainer
 from pipelines.carried import gathered, restore

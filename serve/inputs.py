@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from model.errors import DataError
-from model.rows import FittedColumns
+from model.features.fitted_columns import FittedColumns
 from model.settings import did_you_mean
 from model.state import StateSpec
 from model.tables.arrow_lists import is_list

@@ -36,13 +36,13 @@ import torch
 import yaml
 
 from model import registry
-from model.batch import SequenceBatch, collate
+from model.batches.collate import SequenceBatch, collate
+from model.batches.plan import DataIndex, Fragment, Plan
 from model.checkpoint import Bundle, bundle_of, load_bundle
 from model.config import ModelConfig
-from model.labels import FittedLabel, PredictionType, ProblemType
+from model.features.fitted_columns import EncodedRows, FittedColumns, column_stats
+from model.features.labels import FittedLabel, PredictionType, ProblemType
 from model.network import build_network
-from model.plan import DataIndex, Fragment, Plan
-from model.rows import EncodedRows, FittedColumns, column_stats
 from model.runs import pointed
 from model.storage import join
 

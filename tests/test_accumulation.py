@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from model.batch import collate
+from model.batches.collate import collate
+from model.batches.plan import DataIndex, Fragment, Plan
 from model.checkpoint import Bundle
-from model.plan import DataIndex, Fragment, Plan
-from model.rows import EncodedRows, encode_rows
+from model.features.fitted_columns import EncodedRows, encode_rows
 from model.segments import Unrolling
 from model.train_config import OptimizerConfig, TrainConfig
 from model.training import Trainer

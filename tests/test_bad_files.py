@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from model.batches.plan import Fragment
 from model.errors import DataError
-from model.plan import Fragment
-from model.scan import SplitBy, scan_fragment
+from model.scan.fragment_scan import SplitBy, scan_fragment
 from model.scoring import Scorer
 from model.tables.parquet import find_fragments, read_fragment
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.batch import MAX_PADDED_STEPS, SequenceBatch, bounded, collate, pad
-from model.fitting import Encoded
-from model.rows import EncodedRows, encode_rows
+from model.batches.collate import MAX_PADDED_STEPS, SequenceBatch, bounded, collate, pad
+from model.features.encoded import Encoded
+from model.features.fitted_columns import EncodedRows, encode_rows
 
 LENGTHS = st.lists(st.integers(0, 5), max_size=6)
 

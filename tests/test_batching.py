@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model.batch import SequenceBatch
+from model.batches.collate import SequenceBatch
+from model.batches.plan import Plan
 from model.checkpoint import bundle_of
 from model.errors import ConfigError
 from model.network import build_network
-from model.plan import Plan
 from pipelines import batching, ingest, worker
 from pipelines.config import RunConfig, run_config
 from pipelines.reading import Request, RowReader

@@ -30,7 +30,7 @@ from model.checkpoint import (
 from model.columns import Vocabulary
 from model.config import ModelConfig
 from model.errors import CheckpointError
-from model.fitting import FittedVocabulary
+from model.features.categorical import FittedVocabulary
 from model.registry import BUILT_IN_CELLS
 
 TRAINING = TrainingState({"step": 7, "best": None}, {"m/projection.weight": torch.arange(6.0).view(2, 3).t()})

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.batch import SequenceBatch, collate
+from model.batches.collate import SequenceBatch, collate
 from model.columns import ColumnsConfig
-from model.fitting import FittedIdentity, FittedNumeric, FittedVocabulary
-from model.labels import FittedLabel
-from model.rows import FittedColumns, encode_rows
+from model.features.categorical import FittedIdentity, FittedVocabulary
+from model.features.fitted_columns import FittedColumns, encode_rows
+from model.features.labels import FittedLabel
+from model.features.numeric import FittedNumeric
 from model.state import StateSpec
 
 EPOCH = datetime.datetime(1970, 1, 1)

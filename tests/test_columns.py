@@ -17,15 +17,14 @@ from model.columns import (
     OneHot,
     Vocabulary,
     bucketized_column,
-    column_name,
     embedding_column,
     one_hot_column,
     real_valued_column,
     source_key,
-    source_of,
     sparse_column_with_integerized_feature,
     sparse_column_with_keys,
 )
+from model.columns.config import column_name, source_of
 from model.errors import ConfigError
 from model.settings import build
 

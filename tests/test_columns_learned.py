@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model import quantiles, registry, stats
-from model.batch import collate
+from model import registry
+from model.batches.collate import collate
 from model.columns import (
     Bucketized,
     ColumnsConfig,
@@ -29,7 +29,6 @@ from model.columns import (
     bucketized_column,
     crossed_column,
     embedding_column,
-    needs_training_data,
     one_hot_column,
     real_valued_column,
     sparse_column_with_hash_bucket,
@@ -37,13 +36,16 @@ from model.columns import (
     sparse_column_with_keys,
     sparse_column_with_vocabulary_file,
 )
+from model.columns.config import needs_training_data
 from model.errors import ConfigError, DataError
-from model.hashing import cross, cross_start, fingerprint
+from model.features import quantile_sketch as quantiles
+from model.features import stats
+from model.features.fitted_columns import FittedColumns, column_stats, encode_rows
+from model.features.hashing import cross, cross_start, fingerprint
+from model.features.stats import ColumnStats
 from model.network import InputLayer
-from model.rows import FittedColumns, column_stats, encode_rows
 from model.settings import build
 from model.settings.yaml_text import parse_yaml
-from model.stats import ColumnStats
 
 
 def columns_of(*columns: Any, context: Sequence[Any] = ()) -> ColumnsConfig:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from model.batch import collate
+from model.batches.collate import collate
 from model.checkpoint import bundle_of, load_bundle, save_bundle
 from model.columns import (
     ColumnsConfig,
@@ -27,9 +27,9 @@ from model.columns import (
 )
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
-from model.labels import FittedLabel
+from model.features.fitted_columns import FittedColumns, column_stats, encode_rows, padding_lookups
+from model.features.labels import FittedLabel
 from model.network import InputLayer, Represent, RnnNetwork, build_network
-from model.rows import FittedColumns, column_stats, encode_rows, padding_lookups
 from model.segments import Unrolling
 from model.settings import build
 from model.train_config import OptimizerConfig

@@ -10,9 +10,9 @@ import pytest
 
 from model.columns import ColumnsConfig, Numeric, real_valued_column
 from model.errors import ConfigError, DataError
-from model.fitting import FittedNumeric
+from model.features.fitted_columns import FittedColumns, column_stats, encode_rows
+from model.features.numeric import FittedNumeric
 from model.registry import normalizer_name, register_normalizer
-from model.rows import FittedColumns, column_stats, encode_rows
 from model.settings import build
 
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.batch import collate
+from model.batches.arrow_transport import from_arrow, to_arrow
+from model.batches.collate import collate
 from model.columns import (
     ColumnsConfig,
     Embedding,
@@ -30,10 +31,9 @@ from model.columns import (
     weighted_sparse_column,
 )
 from model.errors import ConfigError, DataError
-from model.hashing import cross, cross_start, fingerprint
+from model.features.fitted_columns import FittedColumns, column_stats, concat, encode_rows
+from model.features.hashing import cross, cross_start, fingerprint
 from model.network import InputLayer
-from model.row_transport import from_arrow, to_arrow
-from model.rows import FittedColumns, column_stats, concat, encode_rows
 from model.settings import build
 
 Step = list[Any]  # the values of one entry

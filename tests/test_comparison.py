@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model.comparison import Comparison
 from model.config import ModelConfig
 from model.errors import DataError
-from model.merging import InOrder
-from model.scan import fit_merged, scan_table
+from model.features.ordered_merge import InOrder
+from model.scan.fragment_scan import fit_merged, scan_table
+from model.scan.split_comparison import Comparison
 from pipelines import ingest
 from pipelines.config import RunConfig, run_config
 

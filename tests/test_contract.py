@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from model.batches.plan import DataIndex, Fragment
 from model.config import ModelConfig
 from model.errors import DataError
-from model.plan import DataIndex, Fragment
-from model.scan import fit_columns, index_of, optional_columns, read_columns, scan_fragment
+from model.scan.fragment_scan import fit_columns, index_of, optional_columns, read_columns, scan_fragment
 from model.storage import stem
 from model.tables.filters import Filter
 from model.tables.parquet import find, find_fragments, read_fragment, read_whole_fragment

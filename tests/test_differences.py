@@ -22,10 +22,10 @@ from model import (
     sparse_column_with_integerized_feature,
 )
 from model import heads as losses
-from model.batch import collate
+from model.batches.collate import collate
 from model.errors import ConfigError, DataError
+from model.features.fitted_columns import encode_rows
 from model.optimizers import OptimizerConfig
-from model.rows import encode_rows
 from model.training import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent

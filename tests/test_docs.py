@@ -13,9 +13,9 @@ import torch
 
 from model.cells import Cell, build_cell, flatten_state
 from model.checkpoint import load_bundle
+from model.columns import real_valued_column
 from model.estimator import DynamicRnnEstimator
-from model.factories import real_valued_column
-from model.labels import PredictionType, ProblemType
+from model.features.labels import PredictionType, ProblemType
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "custom_cells.md").read_text()
 

@@ -17,7 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 from model import DynamicRnnEstimator, Scorer, load_bundle, real_valued_column, save_bundle
-from model.batch import collate
+from model.batches.collate import collate
 from model.cells import Cell
 from model.checkpoint import Bundle, bundle_of
 from model.config import ModelConfig
@@ -25,9 +25,9 @@ from model.errors import CheckpointError, ConfigError, NotFittedError
 from model.export import export
 from model.export_check import compare, sample
 from model.export_graphs import SequenceGraph, StepGraph
+from model.features.fitted_columns import FittedColumns, column_stats, encode_rows
 from model.network import build_network
-from model.rows import FittedColumns, column_stats, encode_rows
-from model.scan import fit_label
+from model.scan.fragment_scan import fit_label
 from pipelines.cli import app
 
 # Each cell once, with each problem and prediction type; all over numbers, vectors, one-hot, several values, context.

@@ -16,8 +16,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.batches.plan import Fragment
 from model.errors import ConfigError, DataError
-from model.plan import Fragment
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.parquet import find, read_fragment

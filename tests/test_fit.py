@@ -15,16 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from model import stats
 from model.checkpoint import load_bundle
 from model.columns import Numeric, Vocabulary
 from model.errors import ConfigError, DataError
-from model.fit_report import lines_of
-from model.merging import DataStats, InOrder, merged
-from model.rows import FittedColumns, column_stats
-from model.scan import fit_columns, read_columns, scan_fragment
+from model.features import stats
+from model.features.fitted_columns import FittedColumns, column_stats
+from model.features.ordered_merge import DataStats, InOrder, merged
+from model.features.stats import ColumnStats, key_stats, stats_of
+from model.scan.fit_report import lines_of
+from model.scan.fragment_scan import fit_columns, read_columns, scan_fragment
 from model.settings import dump_yaml
-from model.stats import ColumnStats, key_stats, stats_of
 from model.tables.parquet import find_fragments
 from pipelines import ingest
 from pipelines.cli import app

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from model.batches.plan import Fragment
 from model.checkpoint import load_bundle, save_bundle
 from model.errors import DataError
-from model.plan import Fragment
 from model.runs import resolve_bundle
 from model.storage import filesystems as storage
 from model.tables.filters import Filter

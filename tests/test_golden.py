@@ -31,7 +31,7 @@ from model import (
     sparse_column_with_integerized_feature,
     sparse_column_with_keys,
 )
-from model.batch import SequenceBatch, collate
+from model.batches.collate import SequenceBatch, collate
 from model.estimator_config import declare
 from model.estimator_data import Encoder
 from model.estimator_inputs import rows_of
@@ -39,7 +39,7 @@ from model.estimator_run import Learned, StepInfo, save, start
 from model.import_tf import weights_from_variables
 from model.network import RnnNetwork
 from model.optimizers import OptimizerConfig
-from model.scan import fit_columns, scan_table
+from model.scan.fragment_scan import fit_columns, scan_table
 from model.training import Trainer
 
 torch.set_num_threads(1)

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from model import hashing
-from model.hashing import buckets_of, cross, cross_start, fingerprint, fingerprints
+from model.features import hashing
+from model.features.hashing import buckets_of, cross, cross_start, fingerprint, fingerprints
 
 VECTORS = json.loads((Path(__file__).parent / "golden" / "hash_vectors.json").read_text())["vectors"]
 # sparse_feature_cross_op_test.py of the original: three values, crossed by the first formula and by the second.

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import heads, metrics
-from model.batch import SequenceBatch, collate
+from model.batches.collate import SequenceBatch, collate
 from model.errors import DataError
 from model.evaluation import table_metrics
-from model.labels import FittedLabel
-from model.rows import EncodedRows, encode_rows
+from model.features.fitted_columns import EncodedRows, encode_rows
+from model.features.labels import FittedLabel
 
 SHAPES = [(4, 3), (2, 0), (0, 3), (5,), (0,)]
 PROBLEMS = [("linear_regression", None), ("classification", 2), ("classification", 5)]
@@ -155,7 +155,7 @@ def test_a_tables_sums_do_not_depend_on_how_it_is_cut(
     with torch.no_grad():
         whole = metrics.batch_state(bundle.label, network(collate(rows)).logits, collate(rows))
     for most in (1, 10, 10_000):
-        monkeypatch.setattr("model.batch.MAX_PADDED_STEPS", most)
+        monkeypatch.setattr("model.batches.collate.MAX_PADDED_STEPS", most)
         assert table_metrics(network, bundle.columns, bundle.label, table) == pytest.approx(whole, rel=1e-6)
 
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from model.batches.plan import Plan
 from model.errors import ConfigError, DataError
-from model.plan import Plan
 from pipelines.config import RunConfig, run_config
 from pipelines.inspect import inspect_data
 from pipelines.inspect_estimates import unsorted_padding

@@ -16,7 +16,7 @@ import yaml
 from typer.testing import CliRunner
 
 from model.errors import DataError
-from model.scan import first_row, scan_fragment
+from model.scan.fragment_scan import first_row, scan_fragment
 from model.tables import parquet
 from model.tables.parquet import find_fragments
 from pipelines.cli import app

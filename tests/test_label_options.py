@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from model import heads
-from model.batch import collate
+from model.batches.collate import collate
 from model.checkpoint import Bundle, bundle_of, load_bundle, save_bundle
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
 from model.evaluation import table_metrics
-from model.labels import FittedLabel
+from model.features.fitted_columns import encode_rows
+from model.features.labels import FittedLabel
 from model.metrics import results
 from model.network import build_network
-from model.rows import encode_rows
-from model.scan import SplitBy, fit_columns, scan_table
+from model.scan.fragment_scan import SplitBy, fit_columns, scan_table
 from model.scoring import Scorer
 from model.settings import build
 from model.stepping import Stepper

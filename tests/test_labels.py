@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from model.errors import DataError
-from model.labels import FittedLabel, fit_classes, label_stats
-from model.stats import ColumnStats
+from model.features.labels import FittedLabel, fit_classes, label_stats
+from model.features.stats import ColumnStats
 
 LENGTHS = np.array([2, 0, 1])
 

@@ -22,8 +22,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from model.batches.plan import DataIndex
 from model.checkpoint import load_bundle
-from model.plan import DataIndex
 from model.scoring import Scorer
 from pipelines.ingest import load_prepared
 

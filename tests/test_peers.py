@@ -31,7 +31,7 @@ from model import (
     sparse_column_with_integerized_feature,
     sparse_column_with_keys,
 )
-from model.batch import SequenceBatch, collate
+from model.batches.collate import SequenceBatch, collate
 from model.cells import BasicRnnCell, LstmCell, flatten_state, last_step, unflatten_state
 from model.checkpoint import load_bundle
 from model.columns import Numeric
@@ -40,11 +40,11 @@ from model.estimator_config import declare
 from model.estimator_data import Encoder
 from model.estimator_inputs import rows_of
 from model.estimator_run import start
-from model.hashing import fingerprint
+from model.features.fitted_columns import column_stats
+from model.features.hashing import fingerprint
+from model.features.stats import ColumnStats
 from model.network import RnnNetwork
-from model.rows import column_stats
-from model.scan import FragmentScan, fit_columns
-from model.stats import ColumnStats
+from model.scan.fragment_scan import FragmentScan, fit_columns
 
 CLASSIFICATION, REGRESSION = ProblemType.CLASSIFICATION, ProblemType.LINEAR_REGRESSION
 SINGLE, MULTIPLE = PredictionType.SINGLE_VALUE, PredictionType.MULTIPLE_VALUE

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from model.batches.plan import DataIndex, Plan
 from model.checkpoint import load_bundle
 from model.errors import ConfigError, DataError, TrainingError
 from model.evaluation import table_metrics
 from model.metrics import results
-from model.plan import DataIndex, Plan
 from model.scoring import Scorer
 from pipelines import batching, ingest, worker
 from pipelines.batching import batches

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from model.errors import ConfigError
+from model.features.fitted_columns import encode_rows
 from model.numerics import autocast_type, set_numerics
-from model.rows import encode_rows
 from model.train_config import TrainConfig
 
 CELLS = ("basic_rnn", "lstm", "gru", "gru_reset_before")

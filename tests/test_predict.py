@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from model.batches.encode_valid import encode_good_rows
 from model.checkpoint import save_bundle
 from model.errors import ConfigError, DataError, StateError
-from model.good_rows import encode_good_rows
 from model.scoring import Scorer
 from model.storage.atomic import appearing, parquet_output, remove_partial
 from model.tables import slices as blocks

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.batch import SequenceBatch, collate
-from model.rows import encode_rows
+from model.batches.collate import SequenceBatch, collate
+from model.features.fitted_columns import encode_rows
 from pipelines.prefetch import ahead, prefetched
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import quantiles
-from model.quantiles import LEVEL_VALUES, MOST_EXACT, QuantileSketch
+from model.features import quantile_sketch as quantiles
+from model.features.quantile_sketch import LEVEL_VALUES, MOST_EXACT, QuantileSketch
 
 NUMBERS = st.lists(st.floats(-1e300, 1e300) | st.sampled_from([0.0, -0.0, 1.0, 2.0]), max_size=60)
 CUTS = st.lists(st.integers(0, 60), max_size=5).map(sorted)

@@ -9,9 +9,10 @@ import pytest
 
 from model.columns import ColumnsConfig
 from model.errors import DataError
-from model.fitting import FittedIdentity, FittedNumeric, FittedVocabulary
-from model.labels import FittedLabel
-from model.rows import FittedColumns, encode_rows
+from model.features.categorical import FittedIdentity, FittedVocabulary
+from model.features.fitted_columns import FittedColumns, encode_rows
+from model.features.labels import FittedLabel
+from model.features.numeric import FittedNumeric
 from model.state import StateSpec
 
 WORD = {"type": "vocabulary", "name": "word"}

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.batches.arrow_transport import from_arrow, to_arrow
+from model.batches.reorder import gather
 from model.columns import ColumnsConfig
-from model.fitting import Encoded, FittedIdentity, FittedNumeric, FittedVocabulary
-from model.gather import gather
-from model.labels import FittedLabel
-from model.row_transport import from_arrow, to_arrow
-from model.rows import EncodedRows, FittedColumns, column_stats, concat, encode_rows
+from model.features.categorical import FittedIdentity, FittedVocabulary
+from model.features.encoded import Encoded
+from model.features.fitted_columns import EncodedRows, FittedColumns, column_stats, concat, encode_rows
+from model.features.labels import FittedLabel
+from model.features.numeric import FittedNumeric
 from model.state import StateSpec
 
 WORDS = FittedVocabulary(name="word", keys=("a", "b"), several=False)
@@ -261,13 +263,13 @@ def test_gathered_parts_hold_their_rows_in_the_order_asked_for(
     whole = [row for part in parts for row in as_python(encode(part))]
     places = random.sample(range(len(whole)), random.randint(0, len(whole)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("model.gather.SHORT_STEPS", short_steps)
+        patch.setattr("model.batches.reorder.SHORT_STEPS", short_steps)
         found = gather([encode(part) for part in parts], np.array(places, np.int64))
     assert as_python(found) == [whole[place] for place in places]
 
 
 def test_gathering_joins_parts_that_differ_in_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.gather.SHORT_STEPS", 0)
+    monkeypatch.setattr("model.batches.reorder.SHORT_STEPS", 0)
     schema = SCHEMA.set(2, pa.field("word", pa.list_(pa.list_(pa.string()))))
     several = encode_rows(pa.Table.from_pylist([OTHER | {"word": [["a", "b"]]}], schema), COLUMNS)
     single = encode_rows(pa.Table.from_pylist([OTHER], SCHEMA), COLUMNS)

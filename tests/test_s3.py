@@ -18,9 +18,9 @@ import yaml
 from pyarrow import fs
 from typer.testing import CliRunner, Result
 
+from model.batches.plan import Fragment
 from model.checkpoint import load_bundle, save_bundle
 from model.errors import ConfigError, DataError, DecodeError
-from model.plan import Fragment
 from model.runs import resolve_bundle
 from model.storage import filesystems as storage
 from model.tables.filters import Filter

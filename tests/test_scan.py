@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from model.config import ModelConfig
 from model.errors import DataError
-from model.scan import (
+from model.scan.fragment_scan import (
     FragmentScan,
     SplitBy,
     fit_columns,

@@ -272,7 +272,7 @@ def test_long_tables_are_cut_into_bounded_batches(
 ) -> None:
     scorer, table = scorer_of(make_bundle()), make_table(rows=30)
     whole = scorer.score(table)
-    monkeypatch.setattr("model.batch.MAX_PADDED_STEPS", 10)
+    monkeypatch.setattr("model.batches.collate.MAX_PADDED_STEPS", 10)
     cut = scorer.score(table)
     for row in range(30):
         assert_rows_equal(cut, row, whole, row)

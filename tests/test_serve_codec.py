@@ -13,8 +13,9 @@ import pytest
 
 from model.columns import ColumnsConfig, Identity, Numeric, OneHot, Vocabulary
 from model.errors import DataError
-from model.fitting import FittedIdentity, FittedNumeric, FittedVocabulary
-from model.rows import FittedColumns
+from model.features.categorical import FittedIdentity, FittedVocabulary
+from model.features.fitted_columns import FittedColumns
+from model.features.numeric import FittedNumeric
 from model.scoring import Scored
 from model.state import StateSpec
 from serve.arrow_codec import ArrowDecoder, encode_arrow

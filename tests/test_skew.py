@@ -24,7 +24,9 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from model import registry
-from model.batch import SequenceBatch, collate
+from model.batches.arrow_transport import from_arrow
+from model.batches.collate import SequenceBatch, collate
+from model.batches.plan import DataIndex
 from model.checkpoint import Bundle, load_bundle
 from model.columns import (
     Numeric,
@@ -41,11 +43,9 @@ from model.columns import (
     weighted_sparse_column,
 )
 from model.estimator import DynamicRnnEstimator
-from model.labels import PredictionType, ProblemType
+from model.features.fitted_columns import concat
+from model.features.labels import PredictionType, ProblemType
 from model.network import InputLayer, RnnNetwork
-from model.plan import DataIndex
-from model.row_transport import from_arrow
-from model.rows import concat
 from model.scoring import Scorer
 from model.stepping import Stepper
 from model.tables.parquet import find_fragments, read_fragment
@@ -401,7 +401,7 @@ def test_the_doors_would_notice_a_value_that_differs_in_its_last_bit(bundle: Bun
 # Nobody else makes batches ----------------------------------------------------------------------------------------
 
 MAKERS = {
-    "model/batch.py": "collate, and copies to a device or type",
+    "model/batches/collate.py": "collate, and copies to a device or type",
     "model/segments.py": "steps of a batch that collate made",
     "model/export_graphs.py": "the exported graph's own inputs, while it is traced",
     "model/export_check.py": "the same inputs, to hold the graph against the network",
@@ -425,5 +425,5 @@ def test_only_the_one_collate_makes_batches() -> None:
             makers |= {path.relative_to(ROOT).as_posix()} if "SequenceBatch" in called else set()
             padders |= {path.relative_to(ROOT).as_posix()} if called & PADDERS else set()
     assert makers <= MAKERS.keys(), "a batch is made by model.batch.collate alone; encode rows and call it"
-    assert "model/batch.py" in makers
+    assert "model/batches/collate.py" in makers
     assert not padders, "padding is model.batch's; call its collate"

@@ -16,8 +16,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from model.columns import Identity, Numeric, Source, Vocabulary
 from model.errors import DataError
-from model.fitting import FittedIdentity, FittedNumeric, FittedVocabulary, fit_source
-from model.stats import ColumnStats, matrix_of, stats_of
+from model.features.categorical import FittedIdentity, FittedVocabulary
+from model.features.fit import fit_source
+from model.features.numeric import FittedNumeric
+from model.features.stats import ColumnStats, matrix_of, stats_of
 
 NUMBERS = st.lists(st.none() | st.floats(-1e6, 1e6), min_size=1, max_size=20)
 CUTS = st.lists(st.integers(0, 20), max_size=5).map(sorted)

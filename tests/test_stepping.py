@@ -9,14 +9,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.batch import collate
+from model.batches.collate import collate
 from model.checkpoint import bundle_of
 from model.columns import ColumnsConfig
 from model.config import ModelConfig
 from model.errors import DataError, StateError
-from model.labels import FittedLabel, PredictionType, ProblemType
+from model.features.fitted_columns import FittedColumns, column_stats, encode_rows
+from model.features.labels import FittedLabel, PredictionType, ProblemType
 from model.network import build_network
-from model.rows import FittedColumns, column_stats, encode_rows
 from model.stepping import Stepper
 
 SOURCES: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ import pytest
 
 from model.checkpoint import Bundle
 from model.errors import ConfigError
-from model.rows import EncodedRows, encode_rows
+from model.features.fitted_columns import EncodedRows, encode_rows
 from pipelines.stopping import Clock, EarlyStopping, EarlyStoppingConfig, Rules
 
 

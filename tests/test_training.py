@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from model import heads
-from model.batch import SequenceBatch, collate
+from model.batches.collate import SequenceBatch, collate
+from model.batches.plan import DataIndex, Fragment, Plan
 from model.checkpoint import Bundle
 from model.errors import ConfigError, TrainingError
+from model.features.fitted_columns import EncodedRows, encode_rows
 from model.optimizers import OptimizerConfig
-from model.plan import DataIndex, Fragment, Plan
-from model.rows import EncodedRows, encode_rows
 from model.settings import build
 from model.training import StepResult, TrainConfig, Trainer
 

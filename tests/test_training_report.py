@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model.batch import SequenceBatch, collate
+from model.batches.collate import SequenceBatch, collate
 from model.checkpoint import Bundle, bundle_of, save_bundle
 from model.diagnostics import calibration_error, diagnose, residual_histogram
+from model.features.fitted_columns import encode_rows
 from model.metrics import batch_state, merged, results
 from model.network import build_network
-from model.rows import encode_rows
 from pipelines import ingest
 from pipelines.config import RunConfig, run_config
 from pipelines.training_report import class_table, curves, errors_by_length, figures, sampled, write_report
@@ -181,7 +181,7 @@ def test_the_figures_at_the_head_are_called_as_people_call_them() -> None:
 
 
 def test_a_sample_of_the_rows_bounds_what_the_report_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from model.plan import DataIndex, Fragment
+    from model.batches.plan import DataIndex, Fragment
 
     index = DataIndex((Fragment("a", 0, 60), Fragment("b", 0, 40)), np.full(100, 10), np.arange(100) % 2 == 0)
     assert sampled(index).tolist() == list(range(0, 100, 2))

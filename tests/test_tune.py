@@ -17,12 +17,12 @@ import pytest
 import torch
 
 import tune.reading
-from model.batch import SequenceBatch
+from model.batches.collate import SequenceBatch
+from model.batches.plan import DataIndex, Fragment, Plan
 from model.checkpoint import load_bundle
 from model.errors import ConfigError, TrainingError
 from model.evaluation import table_metrics
 from model.metrics import results
-from model.plan import DataIndex, Fragment, Plan
 from model.runs import resolve_bundle
 from pipelines import batching, ingest, worker
 from pipelines.config import RunConfig, load_run, run_config

@@ -67,7 +67,7 @@ def test_what_varies_is_what_leaves_the_data_and_the_budget_as_they_are() -> Non
         "train.batch_sequences",
         "train.seed",
     } <= set(VARIABLE)
-    assert not {"model.columns", "model.label", "model.classes", "train.steps", "train.epochs"} & set(VARIABLE)
+    assert not {"model.columns.config", "model.label", "model.classes", "train.steps", "train.epochs"} & set(VARIABLE)
 
 
 def test_an_override_on_the_command_line_wins_over_the_file(make_run: Maker) -> None:

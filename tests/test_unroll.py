@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from model import heads
-from model.batch import SequenceBatch, collate
+from model.batches.collate import SequenceBatch, collate
 from model.checkpoint import Bundle
 from model.dropout import DropoutKey
-from model.rows import EncodedRows, encode_rows
+from model.features.fitted_columns import EncodedRows, encode_rows
 from model.segments import Unrolling, segment_count
 from model.train_config import OptimizerConfig
 from model.training import Trainer

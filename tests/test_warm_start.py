@@ -14,9 +14,9 @@ from model.checkpoint import Bundle, bundle_of
 from model.columns import ColumnsConfig
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
-from model.labels import FittedLabel
+from model.features.fitted_columns import FittedColumns, column_stats
+from model.features.labels import FittedLabel
 from model.network import build_network
-from model.rows import FittedColumns, column_stats
 from model.scoring import Scorer
 from model.warm_start import started
 

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from model.errors import ConfigError, ResourceError
-from model.rows import encode_rows
+from model.features.fitted_columns import encode_rows
 from model.settings import build
 from pipelines.cluster import logical_cpus_for, preflight_workers
 from pipelines.config import ResourcesConfig

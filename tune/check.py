@@ -11,7 +11,7 @@ import math
 from model.errors import ConfigError
 from model.metrics import results
 from model.runs import RUN_YAML
-from model.scan import unfitted_label
+from model.scan.row_checks import unfitted_label
 from model.settings import did_you_mean
 from model.settings.yaml_text import parse_yaml
 from model.storage import exists, join, list_names, read_bytes

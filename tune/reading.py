@@ -12,8 +12,8 @@ from functools import partial
 
 import torch
 
-from model.batch import SequenceBatch
-from model.plan import Plan
+from model.batches.collate import SequenceBatch
+from model.batches.plan import Plan
 from pipelines.allocation import OF_COMPUTING, keep_freed_memory
 from pipelines.batching import CPU, planned
 from pipelines.prefetch import prefetched

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import ray.tune
 
-from model.plan import DataIndex
+from model.batches.plan import DataIndex
 from model.segments import segment_count
 from model.storage import join, list_names
 from pipelines import worker

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from model.plan import PartitionValue
+from model.batches.plan import PartitionValue
 from model.storage import is_remote, search_root
 from model.storage.filesystems import PathLike
 

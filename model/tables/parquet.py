@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from model.batches.plan import Fragment, PartitionValue
 from model.errors import DataError, DecodeError
-from model.plan import Fragment, PartitionValue
 from model.settings import did_you_mean
 from model.storage import find_files, is_refused, resolve, why
 from model.storage.filesystems import PathLike

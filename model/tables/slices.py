@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.plan import Fragment
+from model.batches.plan import Fragment
 from model.storage import resolve, stem
 from model.tables.parquet import columns_in_file, not_decoded, undecodable
 

@@ -10,14 +10,17 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from model.columns import Numeric, Vocabulary, Weighted, source_of
+from model.columns import Numeric, Vocabulary, Weighted
+from model.columns.config import source_of
 from model.config import ModelConfig
 from model.errors import DataError
-from model.fitting import FittedHashBucket, FittedWeighted, entry_to_row, fit_source
-from model.labels import FittedLabel, ProblemType, label_stats, refuse_null, text_values
-from model.merging import DataStats
-from model.rows import entries_of, iterate_leaves, iterate_sources, source_entries
-from model.stats import ColumnStats, keys_of, matrix_of, numeric_stats, stats_of
+from model.features.categorical import FittedHashBucket
+from model.features.combined import FittedWeighted
+from model.features.fit import entry_to_row, fit_source
+from model.features.fitted_columns import entries_of, iterate_leaves, iterate_sources, source_entries
+from model.features.labels import FittedLabel, ProblemType, label_stats, refuse_null, text_values
+from model.features.ordered_merge import DataStats
+from model.features.stats import ColumnStats, keys_of, matrix_of, numeric_stats, stats_of
 from model.tables.arrow_lists import Array, is_list, numbers
 
 

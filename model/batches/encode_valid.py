@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.errors import DataError
-from model.rows import EncodedRows
+from model.features.fitted_columns import EncodedRows
 
 Encode = Callable[[pa.Table], EncodedRows]
 

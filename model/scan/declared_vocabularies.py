@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from model.config import ModelConfig
+from model.features.vocabulary_file import file_keys
 from model.tables.schema_agreement import value_type
-from model.vocabulary_file import file_keys
 
 
 def with_file_keys(config: ModelConfig, types: Mapping[str, pa.DataType]) -> ModelConfig:

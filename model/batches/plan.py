@@ -1,11 +1,11 @@
 """The plan: which rows form global batch k of epoch e, as a pure function of (seed, epoch, data). Nothing dynamic.
 
-An epoch puts the fragments (row groups) in a seeded order and groups them into windows of at least
-`window_batches` batches. In a window, rows are shuffled, sorted by about their length and cut into batches, whose
-order is shuffled again (`model.bucketing`): batches hold rows of like length, so little is padded. Batches of a fixed
-number of rows are cut from the concatenated windows, so each is exact but the epoch's last; a batch on the border of
-two windows takes the longest rows of both. Batches of a bounded number of padded steps are cut window by window. Rank
-r computes a fixed slice of each batch. Knows no files, no torch, no Ray: numpy only.
+An epoch puts the fragments (row groups) in a seeded order and groups them into windows of at least `window_batches`
+batches. In a window, rows are shuffled, sorted by about their length and cut into batches, whose order is shuffled
+again (`model.batches.bucketing`): batches hold rows of like length, so little is padded. Batches of a fixed number of
+rows are cut from the concatenated windows, so each is exact but the epoch's last; a batch on the border of two windows
+takes the longest rows of both. Batches of a bounded number of padded steps are cut window by window. Rank r computes a
+fixed slice of each batch. Knows no files, no torch, no Ray: numpy only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from model.bucketing import by_length, cut_by_rows, cut_by_steps
+from model.batches.bucketing import by_length, cut_by_rows, cut_by_steps
 
 _FRAGMENTS, _ROWS = 1, 2  # what a random stream is for
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from model.columns import Numeric, Quantiles
-from model.encoded import Encoded
 from model.errors import DataError
-from model.quantiles import QuantileSketch
+from model.features.encoded import Encoded
+from model.features.quantile_sketch import QuantileSketch
+from model.features.stats import ColumnStats, applied, matrix_of, numeric_stats
 from model.registry import registered_normalizer
 from model.settings import Settings
-from model.stats import ColumnStats, applied, matrix_of, numeric_stats
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, as_float32, is_list, narrow_numbers, plain, unnest
 

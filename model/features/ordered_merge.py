@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from model.errors import DataError
-from model.stats import ColumnStats, refuse_too_many
+from model.features.stats import ColumnStats, refuse_too_many
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import numpy as np
 from model.columns import Key, Leaf, Numeric, Vocabulary
 from model.config import ModelConfig
 from model.errors import DataError
-from model.labels import FittedLabel
-from model.merging import DataStats, InOrder
-from model.rows import iterate_leaves
-from model.stats import ColumnStats
+from model.features.fitted_columns import iterate_leaves
+from model.features.labels import FittedLabel
+from model.features.ordered_merge import DataStats, InOrder
+from model.features.stats import ColumnStats
 
 UNKNOWN_SHARE = 0.01  # of validation values beyond the share in training: fewer are the tail that any data have
 FAR = 1.0  # times the width of what training holds

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from model.columns import Key, Leaf, Numeric, Vocabulary
 from model.errors import ConfigError, DataError
-from model.quantiles import QuantileSketch
+from model.features.quantile_sketch import QuantileSketch
 from model.registry import registered_normalizer
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, fixed_values, is_list, is_whole, numbers, owner, unnest

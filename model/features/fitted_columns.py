@@ -1,7 +1,7 @@
 """Rows of a table as encoded, still ragged arrays: the step between Arrow and padded tensors.
 
 Encoding is where strings become ids and numbers are normalised; it runs in data tasks, in the estimator and
-in the server alike. Knows no torch, no files, no Ray. `model.batch` pads what this module encodes.
+in the server alike. Knows no torch, no files, no Ray. `model.batches.collate` pads what this module encodes.
 """
 
 from __future__ import annotations
@@ -13,24 +13,16 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from model.columns import (
-    Column,
-    ColumnsConfig,
-    Embedding,
-    Leaf,
-    column_name,
-    data_columns,
-    leaves,
-    source_key,
-    source_of,
-)
+from model.columns import Column, ColumnsConfig, Embedding, Leaf, data_columns, leaves, source_key
+from model.columns.config import column_name, source_of
 from model.errors import DataError
-from model.fitting import MISSING_ID, Encoded, Fitted, entry_to_row, fit_declared, with_boundaries
-from model.labels import FittedLabel, check_lengths, require_column
+from model.features.encoded import MISSING_ID, Encoded
+from model.features.fit import Fitted, entry_to_row, fit_declared, with_boundaries
+from model.features.labels import FittedLabel, check_lengths, require_column
+from model.features.shared_tables import check_same_ids, joint_stats
+from model.features.stats import ColumnStats, stats_of
 from model.settings import Settings
-from model.shared_tables import check_same_ids, joint_stats
 from model.state import StateSpec
-from model.stats import ColumnStats, stats_of
 from model.tables.arrow_lists import Array, is_list, offsets_of, ranges, unnest
 
 Group = Literal["sequence", "context"]

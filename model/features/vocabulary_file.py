@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from model.columns import Key
 from model.errors import ConfigError
-from model.sources import Key
 from model.storage import read_bytes
 
 

@@ -1,8 +1,8 @@
 """What columns become once they are fitted: how entries turn into numbers.
 
 Entries are the steps of a sequence column or the rows of a context column; what was learned of them is
-`model.stats`. A fitted source encodes entries: floats [n, D] for `FittedNumeric`, ids for the others; what reads
-several columns takes the entries of each. Knows no torch; of files only those of vocabularies, at fit.
+`model.features.stats`. A fitted source encodes entries: floats [n, D] for `FittedNumeric`, ids for the others; what
+reads several columns takes the entries of each. Knows no torch; of files only those of vocabularies, at fit.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from model.columns import (
+    Bucketized,
     ColumnsConfig,
     Crossed,
     HashBucket,
@@ -28,21 +29,21 @@ from model.columns import (
     Weighted,
     source_key,
 )
-from model.encoded import MISSING_ID as MISSING_ID
-from model.encoded import Encoded as Encoded
+from model.columns.sources import Part, raw_leaf
 from model.errors import DataError
-from model.fitted_ids import FittedHashBucket as FittedHashBucket
-from model.fitted_ids import FittedIdentity as FittedIdentity
-from model.fitted_ids import FittedVocabulary as FittedVocabulary
-from model.fitted_joined import FittedCrossed as FittedCrossed
-from model.fitted_joined import FittedIntervals, FittedRaw
-from model.fitted_joined import FittedWeighted as FittedWeighted
-from model.fitted_numbers import FittedNumeric as FittedNumeric
-from model.fitted_numbers import fit_numeric, learned_edges
-from model.sources import Bucketized, Part, raw_leaf
-from model.stats import ColumnStats
+from model.features.categorical import FittedHashBucket as FittedHashBucket
+from model.features.categorical import FittedIdentity as FittedIdentity
+from model.features.categorical import FittedVocabulary as FittedVocabulary
+from model.features.combined import FittedCrossed as FittedCrossed
+from model.features.combined import FittedIntervals, FittedRaw
+from model.features.combined import FittedWeighted as FittedWeighted
+from model.features.encoded import MISSING_ID as MISSING_ID
+from model.features.encoded import Encoded as Encoded
+from model.features.numeric import FittedNumeric as FittedNumeric
+from model.features.numeric import fit_numeric, learned_edges
+from model.features.stats import ColumnStats
+from model.features.vocabulary_file import file_keys
 from model.tables.arrow_lists import owner
-from model.vocabulary_file import file_keys
 
 FittedLeaf = FittedNumeric | FittedVocabulary | FittedIdentity | FittedHashBucket
 Fitted = Annotated[FittedLeaf | FittedWeighted | FittedCrossed, Field(discriminator="type")]

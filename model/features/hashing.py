@@ -9,7 +9,7 @@ import farmhash  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
 
-from model.sources import Key
+from model.columns import Key
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array
 

@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from model.columns import Crossed, Key, Numeric, leaves, source_key, source_of
-from model.fitting import FittedNumeric, FittedVocabulary, FittedWeighted
-from model.labels import FittedLabel, ProblemType
-from model.merging import DataStats
-from model.rows import FittedColumns, iterate_sources
-from model.stats import ColumnStats
+from model.columns import Crossed, Key, Numeric, leaves, source_key
+from model.columns.config import source_of
+from model.features.categorical import FittedVocabulary
+from model.features.combined import FittedWeighted
+from model.features.fitted_columns import FittedColumns, iterate_sources
+from model.features.labels import FittedLabel, ProblemType
+from model.features.numeric import FittedNumeric
+from model.features.ordered_merge import DataStats
+from model.features.stats import ColumnStats
 
 Plain = dict[str, Any]
 MOST_SHOWN = 5  # keys, classes or boundaries of a column in a line

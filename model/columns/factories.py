@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from model.columns.representations import Combiner, Embedding, OneHot
+from model.columns.sources import (
+    Bucketized,
+    Crossed,
+    HashBucket,
+    Identity,
+    Key,
+    Numeric,
+    Quantiles,
+    Vocabulary,
+    Weighted,
+)
 from model.errors import ConfigError
 from model.registry import normalizer_name
-from model.representations import Combiner, Embedding, OneHot
-from model.sources import Bucketized, Crossed, HashBucket, Identity, Key, Numeric, Quantiles, Vocabulary, Weighted
 
 SparseColumn = Vocabulary | Identity | HashBucket
 

@@ -12,14 +12,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.bad_rows import Reason, common_widths, find_bad_rows, reasons_of
-from model.checks import check_rows as check_rows
-from model.checks import checked_stats, declared_label
-from model.checks import unfitted_label as unfitted_label
-from model.columns import Crossed, Weighted, data_columns, source_of
+from model.batches.plan import DataIndex, Fragment
+from model.columns import Crossed, Weighted, data_columns
+from model.columns.config import source_of
 from model.config import ModelConfig
 from model.errors import DataError
-from model.labels import (
+from model.features.fitted_columns import (
+    GROUPS,
+    FittedColumns,
+    iterate_leaves,
+    iterate_sources,
+    sequence_lengths,
+    with_null_steps,
+)
+from model.features.labels import (
     FittedLabel,
     ProblemType,
     fit_classes,
@@ -28,18 +34,13 @@ from model.labels import (
     require_column,
     weights_in_order,
 )
-from model.merging import DataStats, merged
-from model.plan import DataIndex, Fragment
-from model.rows import (
-    GROUPS,
-    FittedColumns,
-    iterate_leaves,
-    iterate_sources,
-    sequence_lengths,
-    with_null_steps,
-)
+from model.features.ordered_merge import DataStats, merged
+from model.features.stats import ColumnStats
+from model.scan.bad_rows import Reason, common_widths, find_bad_rows, reasons_of
+from model.scan.row_checks import check_rows as check_rows
+from model.scan.row_checks import checked_stats, declared_label
+from model.scan.row_checks import unfitted_label as unfitted_label
 from model.settings import Settings
-from model.stats import ColumnStats
 from model.tables.arrow_lists import Array
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from model.encoded import MISSING_ID, Encoded
 from model.errors import DataError
-from model.fitted_ids import FittedHashBucket, FittedIdentity, FittedVocabulary
-from model.fitted_numbers import FittedNumeric
-from model.hashing import buckets_of, cross, cross_start, fingerprints
+from model.features.categorical import FittedHashBucket, FittedIdentity, FittedVocabulary
+from model.features.encoded import MISSING_ID, Encoded
+from model.features.hashing import buckets_of, cross, cross_start, fingerprints
+from model.features.numeric import FittedNumeric
+from model.features.stats import keys_of
 from model.settings import Settings
-from model.stats import keys_of
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, as_float32, is_list, numbers, offsets_of, owner, ranges, unnest
 

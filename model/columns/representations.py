@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from model.columns.sources import Bucketized, Categorical, Numeric
 from model.settings import Settings
-from model.sources import Bucketized, Categorical, Numeric
 
 Combiner = Literal["mean", "sum", "sqrtn"]
 

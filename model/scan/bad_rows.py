@@ -15,7 +15,7 @@ import pyarrow as pa
 from model.columns import Numeric
 from model.config import ModelConfig
 from model.errors import DataError
-from model.rows import entries_of, iterate_leaves
+from model.features.fitted_columns import entries_of, iterate_leaves
 from model.tables.arrow_lists import is_list, list_lengths
 
 Check = Callable[[pa.Table], object]

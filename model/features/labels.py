@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from model.columns import Key
 from model.errors import ConfigError, DataError
-from model.fitting import FittedVocabulary, entry_to_row, learned_keys, refuse_mixed
+from model.features.categorical import FittedVocabulary
+from model.features.fit import entry_to_row, learned_keys, refuse_mixed
+from model.features.stats import ColumnStats, key_stats, keys_of
 from model.settings import Settings, did_you_mean
-from model.stats import ColumnStats, key_stats, keys_of
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, as_float32, is_list, narrow_numbers, plain, unnest
 

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from model.columns import Key
-from model.encoded import MISSING_ID, Encoded
 from model.errors import DataError
-from model.hashing import buckets_of, fingerprint, fingerprints
+from model.features.encoded import MISSING_ID, Encoded
+from model.features.hashing import buckets_of, fingerprint, fingerprints
+from model.features.stats import keys_of
 from model.settings import Settings
-from model.stats import keys_of
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array
 

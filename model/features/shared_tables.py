@@ -7,8 +7,11 @@ from dataclasses import replace
 
 from model.columns import ColumnsConfig, Embedding, Vocabulary, Weighted, source_key
 from model.errors import DataError
-from model.fitting import Fitted, FittedNumeric, FittedVocabulary, FittedWeighted
-from model.stats import ColumnStats
+from model.features.categorical import FittedVocabulary
+from model.features.combined import FittedWeighted
+from model.features.fit import Fitted
+from model.features.numeric import FittedNumeric
+from model.features.stats import ColumnStats
 
 
 def joint_stats(columns: ColumnsConfig, stats: Mapping[str, ColumnStats]) -> Mapping[str, ColumnStats]:
