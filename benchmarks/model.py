@@ -26,9 +26,9 @@ import torch  # noqa: E402
 from benchmarks._common import Measure, arguments, at_least, at_most, race, told  # noqa: E402
 from model import DynamicRnnEstimator, PredictionType, ProblemType, real_valued_column  # noqa: E402
 from model.batches.collate import SequenceBatch, collate  # noqa: E402
-from model.estimator_config import declare  # noqa: E402
+from model.estimator.arguments import declare  # noqa: E402
 from model.features.fitted_columns import encode_rows  # noqa: E402
-from model.training import Trainer  # noqa: E402
+from model.training.trainer import Trainer  # noqa: E402
 
 B, T, D = 64, 100, 32
 SHAPES: list[tuple[str, list[int]]] = [("lstm", [128]), ("lstm", [256]), ("lstm", [256, 256]), ("gru", [256])]

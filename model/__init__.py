@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model.checkpoint import Bundle as Bundle
-    from model.checkpoint import load_bundle as load_bundle
-    from model.checkpoint import save_bundle as save_bundle
+    from model.bundle.bundle import Bundle as Bundle
+    from model.bundle.bundle import load_bundle as load_bundle
+    from model.bundle.bundle import save_bundle as save_bundle
     from model.columns import bucketized_column as bucketized_column
     from model.columns import crossed_column as crossed_column
     from model.columns import embedding_column as embedding_column
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     from model.columns import sparse_column_with_vocabulary_file as sparse_column_with_vocabulary_file
     from model.columns import weighted_sparse_column as weighted_sparse_column
     from model.config import ModelConfig as ModelConfig
-    from model.estimator import DynamicRnnEstimator as DynamicRnnEstimator
-    from model.estimator_arrays import SparseValues as SparseValues
-    from model.estimator_config import EstimatorConfig as EstimatorConfig
+    from model.estimator.arguments import EstimatorConfig as EstimatorConfig
+    from model.estimator.arrays import SparseValues as SparseValues
+    from model.estimator.estimator import DynamicRnnEstimator as DynamicRnnEstimator
+    from model.estimator.monitors import Checkpoints as Checkpoints
+    from model.estimator.monitors import EarlyStopping as EarlyStopping
+    from model.estimator.monitors import Progress as Progress
     from model.features.labels import PredictionType as PredictionType
     from model.features.labels import ProblemType as ProblemType
-    from model.monitors import Checkpoints as Checkpoints
-    from model.monitors import EarlyStopping as EarlyStopping
-    from model.monitors import Progress as Progress
     from model.prediction_keys import PredictionKey as PredictionKey
     from model.prediction_keys import RNNKeys as RNNKeys
-    from model.scoring import Scorer as Scorer
+    from model.scoring.scorer import Scorer as Scorer
 
 _HOME = {
-    "Bundle": "checkpoint",
-    "load_bundle": "checkpoint",
-    "save_bundle": "checkpoint",
+    "Bundle": "bundle.bundle",
+    "load_bundle": "bundle.bundle",
+    "save_bundle": "bundle.bundle",
     "bucketized_column": "columns.factories",
     "crossed_column": "columns.factories",
     "embedding_column": "columns.factories",
@@ -55,17 +55,17 @@ _HOME = {
     "sparse_column_with_vocabulary_file": "columns.factories",
     "weighted_sparse_column": "columns.factories",
     "ModelConfig": "config",
-    "DynamicRnnEstimator": "estimator",
-    "SparseValues": "estimator_arrays",
-    "EstimatorConfig": "estimator_config",
+    "DynamicRnnEstimator": "estimator.estimator",
+    "SparseValues": "estimator.arrays",
+    "EstimatorConfig": "estimator.arguments",
     "PredictionKey": "prediction_keys",
     "RNNKeys": "prediction_keys",
     "PredictionType": "features.labels",
     "ProblemType": "features.labels",
-    "Checkpoints": "monitors",
-    "EarlyStopping": "monitors",
-    "Progress": "monitors",
-    "Scorer": "scoring",
+    "Checkpoints": "estimator.monitors",
+    "EarlyStopping": "estimator.monitors",
+    "Progress": "estimator.monitors",
+    "Scorer": "scoring.scorer",
 }
 __all__ = tuple(_HOME)
 

@@ -24,7 +24,7 @@ _optimizers: dict[str, Callable[..., Any]] = {}
 
 
 def register_cell(name: str, cell_class: type[Any]) -> None:
-    """Makes `cell_type: name` mean a class that keeps the contract of `model.cells.Cell`.
+    """Makes `cell_type: name` mean a class that keeps the contract of `model.network.cells.Cell`.
 
     Registering the same class again is allowed (a module may be imported in several ways); a name that is taken
     by another class is a ConfigError.

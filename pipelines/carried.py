@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import torch
 
 from model.batches.plan import Plan
-from model.cells import flatten_state
-from model.network import RnnNetwork
-from model.segments import CARRIED
-from model.training import Reduce
+from model.network.cells import flatten_state
+from model.network.network import RnnNetwork
+from model.training.trainer import Reduce
+from model.training.truncation import CARRIED
 from pipelines.turns import Turn
 
 Tensors = dict[str, torch.Tensor]

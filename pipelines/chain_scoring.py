@@ -32,7 +32,7 @@ from pipelines.prediction import ORDER, Chain, Prediction
 from pipelines.shuffle import batch_file, one_batch, read_batch
 
 if TYPE_CHECKING:
-    from model.scoring import Scorer
+    from model.scoring.scorer import Scorer
 
 STATE_ROWS = 1 << 16  # of a row group in the files of states
 States = tuple[np.ndarray, ...]  # float32 [E, numel] or [N, numel] a component
@@ -42,7 +42,7 @@ class ChainModel:
     """What scores the rows of keys holds: the prediction, its chain and the model."""
 
     def __init__(self, prediction: Prediction, *, device: str) -> None:
-        from model.scoring import Scorer
+        from model.scoring.scorer import Scorer
 
         assert prediction.chain is not None
         import_plugins(prediction.plugins)

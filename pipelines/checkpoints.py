@@ -13,10 +13,10 @@ from typing import Any
 
 import ray.train
 
-from model.checkpoint import Bundle, TrainingState, load_bundle, load_training_state, save_bundle
+from model.bundle.bundle import Bundle, TrainingState, load_bundle, load_training_state, save_bundle
+from model.bundle.run_directory import CHECKPOINT_PREFIX as PREFIX
+from model.bundle.run_directory import MANIFEST, checkpoint_names
 from model.errors import CheckpointError
-from model.runs import CHECKPOINT_PREFIX as PREFIX
-from model.runs import MANIFEST, checkpoint_names
 from model.storage import exists, join, remove_tree
 from pipelines.worker import Report
 

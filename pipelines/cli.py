@@ -122,7 +122,7 @@ def _train(console: Console, run: RunConfig, *, resume: bool = False) -> Any:
 
 def kept_after_interrupt(directory: str) -> str:
     """What a stopped run has left, and how to go on."""
-    from model.runs import pointed
+    from model.bundle.run_directory import pointed
     from model.storage import join
 
     best = pointed(directory, "best")
@@ -182,7 +182,7 @@ def serve(
     address: Address = None,
 ) -> None:
     """Serve a bundle over HTTP with state passthrough, until Ctrl-C. Overrides: serve.port=8001 …"""
-    from model.runs import resolve_bundle
+    from model.bundle.run_directory import resolve_bundle
 
     path = resolve_bundle(bundle)
     settings = serve_settings(bundle, config, overrides or [], plugin or [])

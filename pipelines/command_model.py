@@ -27,8 +27,8 @@ def import_tf(
     ] = None,
 ) -> None:
     """Turn a checkpoint of TensorFlow's DynamicRnnEstimator into a bundle that predicts the same."""
-    from model.import_bundle import Held, import_checkpoint
     from model.settings import load_settings
+    from model.tf1.import_bundle import Held, import_checkpoint
 
     held = Held(several or (), integers or ())
     imported = import_checkpoint(source, output, load_settings(config), where=str(config), held=held)
@@ -44,10 +44,10 @@ def export(
     plugin: Plugins = None,
 ) -> None:
     """Write a bundle with ONNX graphs of sequence and step, and the step for torch.export, each checked."""
-    from model.checkpoint import load_bundle
-    from model.export import export as export_bundle
+    from model.bundle.bundle import load_bundle
+    from model.bundle.run_directory import resolve_bundle
+    from model.export.export import export as export_bundle
     from model.registry import import_plugins
-    from model.runs import resolve_bundle
 
     import_plugins(plugin or ())
     loaded = load_bundle(resolve_bundle(bundle))

@@ -45,7 +45,7 @@ def evaluate(
 
 def check_inputs(bundle: str, data: str) -> None:
     """Tells a wrong path at once, before Ray starts."""
-    from model.runs import resolve_bundle
+    from model.bundle.run_directory import resolve_bundle
     from model.storage import find_files
 
     resolve_bundle(bundle)

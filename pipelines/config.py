@@ -16,7 +16,7 @@ from model.registry import import_plugins
 from model.settings import Settings, build, load_settings
 from model.storage import absolute, join
 from model.tables.filters import Filter
-from model.train_config import TrainConfig
+from model.training.config import TrainConfig
 from pipelines.stopping import EarlyStoppingConfig
 from pipelines.tracking_config import TrackingConfig
 from pipelines.workers import WorkerRange, room_for

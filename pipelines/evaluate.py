@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from model.batches.plan import Fragment
+from model.bundle.run_directory import resolve_bundle
 from model.errors import ConfigError, DataError
 from model.features.fitted_columns import encode_rows
-from model.metrics import MetricState, merged, results
 from model.registry import import_plugins
-from model.runs import resolve_bundle
 from model.scan.bad_rows import Reason, find_bad_rows, merged_reasons, reasons_of
 from model.scan.fragment_scan import first_row, optional_columns, read_columns
+from model.scoring.metrics import MetricState, merged, results
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.parquet import find, is_stored, read_fragment
@@ -38,13 +38,13 @@ def evaluate(
     quarantine: str | None = None,
     on_report: Callable[[DataReport], None] | None = None,
 ) -> dict[str, float]:
-    """Metrics of a bundle (or a run's best) over all rows under `data`; see `model.metrics.results`.
+    """Metrics of a bundle (or a run's best) over all rows under `data`; see `model.scoring.metrics.results`.
 
     With `filter` they are those of the rows that it keeps, and `filtered_rows` counts the others. With
     `on_bad_rows="skip"` bad rows are left out, counted in `bad_rows` and written to the directory `quarantine`, if one
     is named; `on_report` is told why. DataError names file, row and column; CheckpointError when the bundle is damaged.
     """
-    from model.checkpoint import load_bundle
+    from model.bundle.bundle import load_bundle
 
     if quarantine is not None and on_bad_rows == "error":
         raise ConfigError("a quarantine is for on_bad_rows='skip'; with 'error' a bad row ends the evaluation")
@@ -86,7 +86,7 @@ class FragmentEvaluator:
         *,
         device: str,
     ) -> None:
-        from model.checkpoint import load_bundle
+        from model.bundle.bundle import load_bundle
 
         import_plugins(plugins)
         self.bundle = load_bundle(bundle)
@@ -130,7 +130,7 @@ class FragmentEvaluator:
         return encode_rows(table, self.bundle.columns, self.bundle.label)
 
     def _metrics(self, table: pa.Table) -> MetricState:
-        from model.evaluation import table_metrics
+        from model.scoring.evaluation import table_metrics
 
         if not table.num_rows:
             return {}

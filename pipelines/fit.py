@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from model.batches.plan import DataIndex
+from model.bundle.run_directory import METRICS
 from model.errors import ConfigError
-from model.runs import METRICS
 from model.storage import exists, join
 from pipelines import ingest
 from pipelines.config import RunConfig

@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from model.checkpoint import save_bundle
-from model.runs import BUNDLES, METRICS, bundle_name, point_to, pointed
+from model.bundle.bundle import save_bundle
+from model.bundle.run_directory import BUNDLES, METRICS, bundle_name, point_to, pointed
 from model.storage import exists, join, list_names, read_bytes, remove_tree, write_bytes
 from pipelines.config import RunTrainConfig
 

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from model.batches.plan import DataIndex, Plan
-from model.cells import build_cell
 from model.errors import ResourceError
 from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
-from model.network import InputLayer, logit_count
-from model.optimizers import SLOTS
+from model.network.cells import build_cell
+from model.network.network import InputLayer, logit_count
 from model.registry import registered_cell
+from model.training.optimizers import SLOTS
 from pipelines.batching import KEPT_BYTES, encoded_bytes
 from pipelines.config import RunConfig
 from pipelines.ingest import Prepared

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from model.bundle.run_directory import resolve_bundle
 from model.errors import DataError
 from model.registry import import_plugins
-from model.runs import resolve_bundle
 from model.scan.fragment_scan import optional_columns
 from model.storage import absolute, join
 from model.tables import slices as cutting
@@ -29,7 +29,7 @@ from pipelines.setting_aside import QUARANTINE, SettingAside
 from pipelines.states import STATES, States, check_state_columns, find_states, refuse_states_in_data
 
 if TYPE_CHECKING:
-    from model.scoring import Scorer
+    from model.scoring.scorer import Scorer
 
 PARTITION_BYTES = 64 << 20  # of rows and results, on average: about what one task holds
 PARTITION_ROWS = 4096  # small data are parted, too, so that several processes have something to do
@@ -38,8 +38,8 @@ FEW_PARTITIONS, MOST_PARTITIONS = 32, 1024
 
 def plan_prediction(bundle: str, data: str, output: str, choices: Choices) -> Prediction:
     """What `pipelines.predict.predict` is going to do; its errors, as far as footers tell."""
-    from model.checkpoint import load_bundle
-    from model.scoring import Scorer
+    from model.bundle.bundle import load_bundle
+    from model.scoring.scorer import Scorer
 
     import_plugins(choices.plugins)
     path, target = resolve_bundle(bundle), absolute(output)

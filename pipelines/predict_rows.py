@@ -26,7 +26,7 @@ class RowPredictor:
     """Holds the model; scores the rows of a block and writes its output file, a row group a slice."""
 
     def __init__(self, prediction: Prediction, *, device: str) -> None:
-        from model.scoring import Scorer
+        from model.scoring.scorer import Scorer
 
         import_plugins(prediction.plugins)
         self.prediction = prediction

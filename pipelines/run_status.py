@@ -16,7 +16,16 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from model.runs import CHECKPOINTS, METRICS, RUN_YAML, SWEEP, TRIALS, bundle_name, checkpoint_names, pointed
+from model.bundle.run_directory import (
+    CHECKPOINTS,
+    METRICS,
+    RUN_YAML,
+    SWEEP,
+    TRIALS,
+    bundle_name,
+    checkpoint_names,
+    pointed,
+)
 from model.storage import exists, join, list_names, read_bytes, write_bytes
 from pipelines.console import TrainingProgress
 

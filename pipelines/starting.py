@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from model.checkpoint import MANIFEST, Bundle, load_bundle, save_bundle
-from model.runs import resolve_bundle
+from model.bundle.bundle import Bundle, load_bundle, save_bundle
+from model.bundle.run_directory import MANIFEST, resolve_bundle
+from model.bundle.warm_start import started
 from model.storage import exists, join
-from model.warm_start import started
 from pipelines.config import RunConfig
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ START = "start"
 
 
 def write_start(config: RunConfig, prepared: Prepared) -> None:
-    """Writes what the run starts from, if it is a bundle and not written yet; errors as `model.warm_start.started`."""
+    """Writes what the run starts from, if it is a bundle and not written yet; errors as
+    `model.bundle.warm_start.started`."""
     path = join(config.directory, START)
     if config.train.warm_start is None or exists(join(path, MANIFEST)):
         return

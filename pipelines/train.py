@@ -26,10 +26,10 @@ import ray.train
 import ray.train.torch
 
 from model.batches.plan import Plan
-from model.checkpoint import load_bundle
+from model.bundle.bundle import load_bundle
+from model.bundle.run_directory import BUNDLES, METRICS, RUN_YAML, SWEEP, checkpoint_names, resolve_bundle
+from model.bundle.run_directory import CHECKPOINTS as RAY_RUN
 from model.errors import ConfigError, DynamicRnnError, TrainingError, from_plain, to_plain
-from model.runs import BUNDLES, METRICS, RUN_YAML, SWEEP, checkpoint_names, resolve_bundle
-from model.runs import CHECKPOINTS as RAY_RUN
 from model.settings import dump_yaml
 from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
 from pipelines import allocation, batching, ingest, keeping, memory, worker

@@ -15,9 +15,9 @@ import numpy as np
 
 from model.batches.collate import SequenceBatch, bounded, collate
 from model.batches.plan import DataIndex
-from model.checkpoint import Bundle, load_bundle
-from model.diagnostics import Diagnostics, calibration_error, diagnose, residual_histogram
+from model.bundle.bundle import Bundle, load_bundle
 from model.features.labels import FittedLabel
+from model.scoring.diagnostics import Diagnostics, calibration_error, diagnose, residual_histogram
 from model.settings import dump_yaml
 from model.storage import join, write_bytes
 from pipelines.batching import reading

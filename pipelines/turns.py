@@ -15,8 +15,8 @@ import numpy as np
 
 from model.batches.collate import SequenceBatch
 from model.batches.plan import Plan
-from model.segments import Unrolling, segment_count
-from model.train_config import TrainConfig
+from model.training.config import TrainConfig
+from model.training.truncation import Unrolling, segment_count
 
 
 @dataclass(frozen=True)

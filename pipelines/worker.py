@@ -17,15 +17,15 @@ import torch
 
 from model.batches.collate import SequenceBatch
 from model.batches.plan import DataIndex, Plan
-from model.checkpoint import Bundle, TrainingState, bundle_of, load_weights
+from model.bundle.bundle import Bundle, TrainingState, bundle_of, load_weights
 from model.errors import ConfigError, TrainingError
 from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
-from model.metrics import MetricState, batch_state, merged, results
-from model.network import RnnNetwork, build_network
-from model.numerics import autocast_type, set_numerics
+from model.network.network import RnnNetwork, build_network
+from model.scoring.metrics import MetricState, batch_state, merged, results
 from model.settings import did_you_mean
-from model.training import Reduce, StepResult, Trainer
+from model.training.numerics import autocast_type, set_numerics
+from model.training.trainer import Reduce, StepResult, Trainer
 from pipelines.carried import gathered, restore
 from pipelines.config import RunConfig
 from pipelines.stopping import Rules

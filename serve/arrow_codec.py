@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 
 from model.errors import DataError, StateError
-from model.scoring import Scored
+from model.scoring.scorer import Scored
 from model.tables.arrow_lists import Array, is_list, list_lengths, owner, plain, unnest
 from serve.arrow_stream import read_stream
 from serve.config import LimitsConfig

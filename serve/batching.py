@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.errors import DataError
-from model.scoring import Scored
+from model.scoring.scorer import Scored
 
 Score = Callable[[pa.Table], Scored]
 _logger = logging.getLogger(__name__)

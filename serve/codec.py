@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic_core import from_json, to_json
 
 from model.errors import DataError, StateError
-from model.scoring import Scored
+from model.scoring.scorer import Scored
 from model.settings import did_you_mean
 from model.tables.arrow_lists import Array, is_list, plain, unnest
 from serve.cells import CellError, Leaf, ListOf, cell_of, shown

@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from model.scoring import Scored
+from model.scoring.scorer import Scored
 from serve.arrow_codec import ArrowDecoder, encode_arrow
 from serve.codec import JsonDecoder, encode_json
 from serve.config import LimitsConfig

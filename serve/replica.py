@@ -7,7 +7,7 @@ import logging
 from fastapi import FastAPI
 
 from model.registry import import_plugins
-from model.scoring import Scored, Scorer, prediction_names
+from model.scoring.scorer import Scored, Scorer, prediction_names
 from serve.batching import Batcher
 from serve.config import ServeConfig
 from serve.http import Service, build_api

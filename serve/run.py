@@ -18,7 +18,7 @@ import ray
 import ray.serve
 from ray.serve.config import ControllerOptions, HTTPOptions, ProxyLocation
 
-from model.checkpoint import load_bundle
+from model.bundle.bundle import load_bundle
 from model.errors import ConfigError, ResourceError
 from serve.app import build_app
 from serve.config import ServeConfig, http_options, ingress_environment

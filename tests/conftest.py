@@ -38,12 +38,12 @@ import yaml
 from model import registry
 from model.batches.collate import SequenceBatch, collate
 from model.batches.plan import DataIndex, Fragment, Plan
-from model.checkpoint import Bundle, bundle_of, load_bundle
+from model.bundle.bundle import Bundle, bundle_of, load_bundle
+from model.bundle.run_directory import pointed
 from model.config import ModelConfig
 from model.features.fitted_columns import EncodedRows, FittedColumns, column_stats
 from model.features.labels import FittedLabel, PredictionType, ProblemType
-from model.network import build_network
-from model.runs import pointed
+from model.network.network import build_network
 from model.storage import join
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=60)

@@ -11,11 +11,11 @@ import torch
 
 from model.batches.collate import collate
 from model.batches.plan import DataIndex, Fragment, Plan
-from model.checkpoint import Bundle
+from model.bundle.bundle import Bundle
 from model.features.fitted_columns import EncodedRows, encode_rows
-from model.segments import Unrolling
-from model.train_config import OptimizerConfig, TrainConfig
-from model.training import Trainer
+from model.training.config import OptimizerConfig, TrainConfig
+from model.training.trainer import Trainer
+from model.training.truncation import Unrolling
 from pipelines.turns import Place, steps, stop_batch, turns
 
 EXACT = {"dtype": "float64", "weight": "w"}

@@ -19,7 +19,7 @@ import yaml
 from model.batches.plan import Fragment
 from model.errors import DataError
 from model.scan.fragment_scan import SplitBy, scan_fragment
-from model.scoring import Scorer
+from model.scoring.scorer import Scorer
 from model.tables.parquet import find_fragments, read_fragment
 
 ROOT = Path(__file__).resolve().parent.parent

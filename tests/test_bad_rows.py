@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.batches.plan import Fragment
-from model.checkpoint import save_bundle
+from model.bundle.bundle import save_bundle
 from model.errors import ConfigError, DataError
-from model.evaluation import table_metrics
-from model.metrics import results
 from model.scan.bad_rows import Reason, common_widths, find_bad_rows, merged_reasons, reasons_of
 from model.scan.fragment_scan import FragmentScan, SplitBy, scan_fragment, training_rows
+from model.scoring.evaluation import table_metrics
+from model.scoring.metrics import results
 from model.tables.filters import Filter
 from model.tables.parquet import find_fragments
 from pipelines import ingest

@@ -18,9 +18,9 @@ import torch
 
 from model.batches.collate import SequenceBatch
 from model.batches.plan import Plan
-from model.checkpoint import bundle_of
+from model.bundle.bundle import bundle_of
 from model.errors import ConfigError
-from model.network import build_network
+from model.network.network import build_network
 from pipelines import batching, ingest, worker
 from pipelines.config import RunConfig, run_config
 from pipelines.reading import Request, RowReader

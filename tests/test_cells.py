@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.cells import Cell, GruResetBeforeCell, LstmCell, build_cell, flatten_state, select, unflatten_state
 from model.errors import ConfigError
+from model.network.cells import Cell, GruResetBeforeCell, LstmCell, build_cell, flatten_state, select, unflatten_state
 from model.registry import BUILT_IN_CELLS, import_plugins, register_cell, registered_cell
 
 Tensor = torch.Tensor

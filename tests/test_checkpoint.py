@@ -14,9 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from model import checkpoint
-from model.checkpoint import (
-    MANIFEST,
+from model.bundle import bundle as checkpoint
+from model.bundle.bundle import (
     MODEL,
     WEIGHTS,
     Bundle,
@@ -27,6 +26,7 @@ from model.checkpoint import (
     save_bundle,
     state_spec,
 )
+from model.bundle.run_directory import MANIFEST
 from model.columns import Vocabulary
 from model.config import ModelConfig
 from model.errors import CheckpointError

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from model.checkpoint import save_bundle
+from model.bundle.bundle import save_bundle
 from model.settings import dump_yaml
 from pipelines.cli import app
 from pipelines.config import run_config

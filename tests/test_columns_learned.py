@@ -43,7 +43,7 @@ from model.features import stats
 from model.features.fitted_columns import FittedColumns, column_stats, encode_rows
 from model.features.hashing import cross, cross_start, fingerprint
 from model.features.stats import ColumnStats
-from model.network import InputLayer
+from model.network.network import InputLayer
 from model.settings import build
 from model.settings.yaml_text import parse_yaml
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import save_file
 
 from model.batches.collate import collate
-from model.checkpoint import bundle_of, load_bundle, save_bundle
+from model.bundle.bundle import bundle_of, load_bundle, save_bundle
 from model.columns import (
     ColumnsConfig,
     Embedding,
@@ -29,11 +29,12 @@ from model.config import ModelConfig
 from model.errors import ConfigError, DataError
 from model.features.fitted_columns import FittedColumns, column_stats, encode_rows, padding_lookups
 from model.features.labels import FittedLabel
-from model.network import InputLayer, Represent, RnnNetwork, build_network
-from model.segments import Unrolling
+from model.network.column_layers import Represent
+from model.network.network import InputLayer, RnnNetwork, build_network
 from model.settings import build
-from model.train_config import OptimizerConfig
-from model.training import Trainer
+from model.training.config import OptimizerConfig
+from model.training.trainer import Trainer
+from model.training.truncation import Unrolling
 
 LABEL = FittedLabel(name="y", problem_type="linear_regression", prediction_type="multiple_value")
 IDS = sparse_column_with_integerized_feature("i", 6)

@@ -33,7 +33,7 @@ from model.columns import (
 from model.errors import ConfigError, DataError
 from model.features.fitted_columns import FittedColumns, column_stats, concat, encode_rows
 from model.features.hashing import cross, cross_start, fingerprint
-from model.network import InputLayer
+from model.network.network import InputLayer
 from model.settings import build
 
 Step = list[Any]  # the values of one entry

@@ -21,12 +21,12 @@ from model import (
     real_valued_column,
     sparse_column_with_integerized_feature,
 )
-from model import heads as losses
 from model.batches.collate import collate
 from model.errors import ConfigError, DataError
 from model.features.fitted_columns import encode_rows
-from model.optimizers import OptimizerConfig
-from model.training import Trainer
+from model.network import heads as losses
+from model.training.config import OptimizerConfig
+from model.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSIFICATION, REGRESSION = ProblemType.CLASSIFICATION, ProblemType.LINEAR_REGRESSION

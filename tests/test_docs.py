@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from model.cells import Cell, build_cell, flatten_state
-from model.checkpoint import load_bundle
+from model.bundle.bundle import load_bundle
 from model.columns import real_valued_column
-from model.estimator import DynamicRnnEstimator
+from model.estimator.estimator import DynamicRnnEstimator
 from model.features.labels import PredictionType, ProblemType
+from model.network.cells import Cell, build_cell, flatten_state
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "custom_cells.md").read_text()
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.dropout import DropoutKey, drop, mask
+from model.network.dropout import DropoutKey, drop, mask
 
 ROWS = torch.tensor([7, 0, 123_456_789_012, 3])
 KEY = DropoutKey(seed=5, step=11, rows_B=ROWS)

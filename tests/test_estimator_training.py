@@ -17,11 +17,11 @@ from model import (
     real_valued_column,
     sparse_column_with_integerized_feature,
 )
-from model.checkpoint import load_bundle, save_bundle
+from model.bundle.bundle import load_bundle, save_bundle
 from model.errors import ConfigError
-from model.estimator_evaluation import area_under_curve
-from model.estimator_run import StepInfo
-from model.monitors import Checkpoints, EarlyStopping, Progress
+from model.estimator.evaluation import area_under_curve
+from model.estimator.learned import StepInfo
+from model.estimator.monitors import Checkpoints, EarlyStopping, Progress
 
 OPTIMIZERS = ("Adagrad", "Adam", "Ftrl", "Momentum", "RMSProp", "SGD")
 

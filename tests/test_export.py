@@ -18,15 +18,15 @@ from typer.testing import CliRunner
 
 from model import DynamicRnnEstimator, Scorer, load_bundle, real_valued_column, save_bundle
 from model.batches.collate import collate
-from model.cells import Cell
-from model.checkpoint import Bundle, bundle_of
+from model.bundle.bundle import Bundle, bundle_of
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError, NotFittedError
-from model.export import export
-from model.export_check import compare, sample
-from model.export_graphs import SequenceGraph, StepGraph
+from model.export.check import compare, sample
+from model.export.export import export
+from model.export.graphs import SequenceGraph, StepGraph
 from model.features.fitted_columns import FittedColumns, column_stats, encode_rows
-from model.network import build_network
+from model.network.cells import Cell
+from model.network.network import build_network
 from model.scan.fragment_scan import fit_label
 from pipelines.cli import app
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from model.checkpoint import load_bundle
-from model.runs import resolve_bundle
+from model.bundle.bundle import load_bundle
+from model.bundle.run_directory import resolve_bundle
 from pipelines.run_status import list_runs
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from model.checkpoint import load_bundle
+from model.bundle.bundle import load_bundle
 from model.columns import Numeric, Vocabulary
 from model.errors import ConfigError, DataError
 from model.features import stats

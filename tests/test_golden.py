@@ -32,15 +32,15 @@ from model import (
     sparse_column_with_keys,
 )
 from model.batches.collate import SequenceBatch, collate
-from model.estimator_config import declare
-from model.estimator_data import Encoder
-from model.estimator_inputs import rows_of
-from model.estimator_run import Learned, StepInfo, save, start
-from model.import_tf import weights_from_variables
-from model.network import RnnNetwork
-from model.optimizers import OptimizerConfig
+from model.estimator.arguments import declare
+from model.estimator.inputs import rows_of
+from model.estimator.learned import Learned, StepInfo, save, start
+from model.estimator.row_sources import Encoder
+from model.network.network import RnnNetwork
 from model.scan.fragment_scan import fit_columns, scan_table
-from model.training import Trainer
+from model.tf1.variables import weights_from_variables
+from model.training.config import OptimizerConfig
+from model.training.trainer import Trainer
 
 torch.set_num_threads(1)
 

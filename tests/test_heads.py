@@ -12,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import heads, metrics
 from model.batches.collate import SequenceBatch, collate
 from model.errors import DataError
-from model.evaluation import table_metrics
 from model.features.fitted_columns import EncodedRows, encode_rows
 from model.features.labels import FittedLabel
+from model.network import heads
+from model.scoring import metrics
+from model.scoring.evaluation import table_metrics
 
 SHAPES = [(4, 3), (2, 0), (0, 3), (5,), (0,)]
 PROBLEMS = [("linear_regression", None), ("classification", 2), ("classification", 5)]

@@ -15,10 +15,10 @@ from model import DynamicRnnEstimator, Scorer, embedding_column, real_valued_col
 from model.columns import sparse_column_with_integerized_feature
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError
-from model.import_bundle import Held, import_config, import_variables
-from model.import_tf import weights_from_variables
 from model.settings.yaml_text import dump_plain
-from model.tf_checkpoint import read_variables
+from model.tf1.checkpoint import read_variables
+from model.tf1.import_bundle import Held, import_config, import_variables
+from model.tf1.variables import weights_from_variables
 from pipelines.cli import app
 
 REAL = Path(__file__).parent / "golden" / "tf_checkpoint"

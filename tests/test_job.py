@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from model.checkpoint import load_bundle
-from model.runs import resolve_bundle
+from model.bundle.bundle import load_bundle
+from model.bundle.run_directory import resolve_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = str(Path(sys.executable).parent / "ray")

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint import Bundle, TrainingState, load_bundle, save_bundle
+from model.bundle.bundle import Bundle, TrainingState, load_bundle, save_bundle
+from model.bundle.run_directory import pointed, resolve_bundle
 from model.errors import CheckpointError
-from model.runs import pointed, resolve_bundle
 from model.storage import list_names
 from pipelines import keeping
 from pipelines.checkpoints import newest_whole

@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from model.checkpoint import Bundle, load_bundle, save_bundle
-from model.runs import resolve_bundle
+from model.bundle.bundle import Bundle, load_bundle, save_bundle
+from model.bundle.run_directory import resolve_bundle
 
 pytestmark = pytest.mark.soak
 

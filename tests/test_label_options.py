@@ -10,22 +10,22 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model import heads
 from model.batches.collate import collate
-from model.checkpoint import Bundle, bundle_of, load_bundle, save_bundle
+from model.bundle.bundle import Bundle, bundle_of, load_bundle, save_bundle
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
-from model.evaluation import table_metrics
 from model.features.fitted_columns import encode_rows
 from model.features.labels import FittedLabel
-from model.metrics import results
-from model.network import build_network
+from model.network import heads
+from model.network.network import build_network
 from model.scan.fragment_scan import SplitBy, fit_columns, scan_table
-from model.scoring import Scorer
+from model.scoring.evaluation import table_metrics
+from model.scoring.metrics import results
+from model.scoring.scorer import Scorer
+from model.scoring.stepper import Stepper
 from model.settings import build
-from model.stepping import Stepper
-from model.train_config import OptimizerConfig
-from model.training import Trainer
+from model.training.config import OptimizerConfig
+from model.training.trainer import Trainer
 
 STEPS = {"x": [[0.5, -1.0, 2.0], [1.0], []], "w": [2.0, 0.5, 1.0]}
 MODEL = {"columns": {"sequence": [{"type": "numeric", "name": "x"}]}, "label": "y", "num_units": [3]}

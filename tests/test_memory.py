@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.batches.plan import DataIndex, Fragment, Plan
-from model.checkpoint import Bundle, save_bundle
+from model.bundle.bundle import Bundle, save_bundle
 from model.errors import ResourceError
-from model.network import build_network
-from model.optimizers import FlatParameters
+from model.network.network import build_network
+from model.training.optimizers import FlatParameters
 from pipelines import memory
 from pipelines.config import RunConfig, run_config
 from pipelines.memory import MIB, Estimate

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from model.batches.collate import SequenceBatch, collate
-from model.cells import Cell
 from model.columns import ColumnsConfig
-from model.dropout import DropoutKey, drop
 from model.features.fitted_columns import FittedColumns, column_stats, encode_rows
 from model.features.labels import FittedLabel
-from model.network import InputLayer, Represent, RnnNetwork, build_network, logit_count
+from model.network.cells import Cell
+from model.network.column_layers import Represent
+from model.network.dropout import DropoutKey, drop
+from model.network.network import InputLayer, RnnNetwork, build_network, logit_count
 from model.registry import BUILT_IN_CELLS
 
 IDS = torch.tensor([[[0, 2, -1], [-1, -1, -1]], [[1, 1, 1], [2, -1, 1]]])  # B 2, T 2, K 3

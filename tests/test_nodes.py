@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.batches.plan import DataIndex
-from model.checkpoint import load_bundle
-from model.scoring import Scorer
+from model.bundle.bundle import load_bundle
+from model.scoring.scorer import Scorer
 from pipelines.ingest import load_prepared
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from model.errors import ConfigError, TrainingError
-from model.optimizers import VOTES, FlatOptimizer, FlatParameters, OptimizerConfig
 from model.settings import build
+from model.training.config import OptimizerConfig
+from model.training.optimizers import VOTES, FlatOptimizer, FlatParameters
 
 RULES = ("SGD", "Momentum", "Adagrad", "Adam", "RMSProp", "Ftrl")
 MOVE_WITHOUT_GRADIENT = ("Momentum", "RMSProp", "Ftrl")

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model.checkpoint import bundle_of, save_bundle
-from model.network import build_network
+from model.bundle.bundle import bundle_of, save_bundle
+from model.network.network import build_network
 from pipelines import ingest, inspect_html
 from pipelines.config import run_config
 from pipelines.inspect import inspect_data

@@ -32,18 +32,18 @@ from model import (
     sparse_column_with_keys,
 )
 from model.batches.collate import SequenceBatch, collate
-from model.cells import BasicRnnCell, LstmCell, flatten_state, last_step, unflatten_state
-from model.checkpoint import load_bundle
+from model.bundle.bundle import load_bundle
 from model.columns import Numeric
 from model.errors import ConfigError, DataError
-from model.estimator_config import declare
-from model.estimator_data import Encoder
-from model.estimator_inputs import rows_of
-from model.estimator_run import start
+from model.estimator.arguments import declare
+from model.estimator.inputs import rows_of
+from model.estimator.learned import start
+from model.estimator.row_sources import Encoder
 from model.features.fitted_columns import column_stats
 from model.features.hashing import fingerprint
 from model.features.stats import ColumnStats
-from model.network import RnnNetwork
+from model.network.cells import BasicRnnCell, LstmCell, flatten_state, last_step, unflatten_state
+from model.network.network import RnnNetwork
 from model.scan.fragment_scan import FragmentScan, fit_columns
 
 CLASSIFICATION, REGRESSION = ProblemType.CLASSIFICATION, ProblemType.LINEAR_REGRESSION

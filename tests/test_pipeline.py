@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from model.batches.plan import DataIndex, Plan
-from model.checkpoint import load_bundle
+from model.bundle.bundle import load_bundle
 from model.errors import ConfigError, DataError, TrainingError
-from model.evaluation import table_metrics
-from model.metrics import results
-from model.scoring import Scorer
+from model.scoring.evaluation import table_metrics
+from model.scoring.metrics import results
+from model.scoring.scorer import Scorer
 from pipelines import batching, ingest, worker
 from pipelines.batching import batches
 from pipelines.config import RunConfig, run_config
@@ -247,7 +247,7 @@ def test_an_entity_never_straddles_the_validation_split(make_run: Callable[..., 
 def test_evaluation_over_processes_equals_one_pass_in_memory(
     make_bundle: Callable[..., Any], data: Path, tmp_path: Path
 ) -> None:
-    from model.checkpoint import save_bundle
+    from model.bundle.bundle import save_bundle
 
     bundle = make_bundle()
     save_bundle(tmp_path / "bundle", bundle)
@@ -259,7 +259,7 @@ def test_evaluation_over_processes_equals_one_pass_in_memory(
 def test_prediction_keeps_rows_keys_and_states_and_goes_on_where_it_was(
     make_bundle: Callable[..., Any], data: Path, tmp_path: Path
 ) -> None:
-    from model.checkpoint import save_bundle
+    from model.bundle.bundle import save_bundle
 
     bundle = make_bundle(predict_probabilities=True)
     save_bundle(tmp_path / "bundle", bundle)
@@ -291,7 +291,7 @@ def test_bad_rows_are_named_by_file_and_row_from_training_and_prediction(
     make_bundle: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    from model.checkpoint import save_bundle
+    from model.bundle.bundle import save_bundle
 
     table = make_table(lengths=[3] * 12)
     column = table["x"].to_pylist()

@@ -9,8 +9,8 @@ import torch
 
 from model.errors import ConfigError
 from model.features.fitted_columns import encode_rows
-from model.numerics import autocast_type, set_numerics
-from model.train_config import TrainConfig
+from model.training.config import TrainConfig
+from model.training.numerics import autocast_type, set_numerics
 
 CELLS = ("basic_rnn", "lstm", "gru", "gru_reset_before")
 

@@ -15,9 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from model.batches.encode_valid import encode_good_rows
-from model.checkpoint import save_bundle
+from model.bundle.bundle import save_bundle
 from model.errors import ConfigError, DataError, StateError
-from model.scoring import Scorer
+from model.scoring.scorer import Scorer
 from model.storage.atomic import appearing, parquet_output, remove_partial
 from model.tables import slices as blocks
 from pipelines.cli import app

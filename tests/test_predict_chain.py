@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from model.checkpoint import Bundle, save_bundle
+from model.bundle.bundle import Bundle, save_bundle
 from model.errors import ConfigError, DataError, StateError
-from model.scoring import Scorer
+from model.scoring.scorer import Scorer
 from model.storage import join
 from pipelines.predict import predict
 from pipelines.states import FINGERPRINT

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from model.checkpoint import save_bundle
+from model.bundle.bundle import save_bundle
 from model.errors import DataError, DecodeError
-from model.scoring import Scorer
+from model.scoring.scorer import Scorer
 from model.tables.slices import read_slices
 from pipelines.cli import app
 from pipelines.predict import PredictResult, predict

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model.checkpoint import save_bundle
+from model.bundle.bundle import save_bundle
 
 ROWS, FILES = 24_000, 6
 STAY, MOVE = "stay", "move"  # the two ways of chaining: rows of a key in one row group alone, or in any

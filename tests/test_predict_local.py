@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model.checkpoint import save_bundle
+from model.bundle.bundle import save_bundle
 from model.errors import DataError
-from model.scoring import Scorer
+from model.scoring.scorer import Scorer
 from pipelines import chain_keys, chain_local, chain_run, chain_tasks, keys
 from pipelines.predict import predict
 

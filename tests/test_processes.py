@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.checkpoint import Bundle, save_bundle
+from model.bundle.bundle import Bundle, save_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 WORLDS = (1, 2, 4)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from model.checkpoint import Bundle, save_bundle
-from model.runs import point_to
+from model.bundle.bundle import Bundle, save_bundle
+from model.bundle.run_directory import point_to
 from pipelines.cli import app
 from pipelines.run_status import StatusFile, list_runs
 from pipelines.tracking import Outcome

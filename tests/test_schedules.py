@@ -13,7 +13,7 @@ from model import DynamicRnnEstimator, PredictionType, ProblemType, real_valued_
 from model.errors import ConfigError
 from model.settings import build, dump_yaml
 from model.settings.yaml_text import parse_yaml
-from model.training import TrainConfig
+from model.training.config import TrainConfig
 
 HALF = math.sqrt(0.5)
 

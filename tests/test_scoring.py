@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.cells import Cell
-from model.checkpoint import Bundle, save_bundle
+from model.bundle.bundle import Bundle, save_bundle
+from model.network.cells import Cell
 from model.registry import BUILT_IN_CELLS
-from model.scoring import Scored, Scorer
+from model.scoring.scorer import Scored, Scorer
 
 LENGTHS = [3, 0, 7, 1, 5, 0, 2]
 NAN = float("nan")

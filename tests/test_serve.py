@@ -14,7 +14,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from model.checkpoint import Bundle, save_bundle
+from model.bundle.bundle import Bundle, save_bundle
 from model.errors import ConfigError, ResourceError
 from serve.app import build_app
 from serve.client import Client, ClientError

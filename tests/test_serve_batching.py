@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.scoring import Scored
+from model.scoring.scorer import Scored
 from serve.batching import Batcher
 
 

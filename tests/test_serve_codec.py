@@ -16,7 +16,7 @@ from model.errors import DataError
 from model.features.categorical import FittedIdentity, FittedVocabulary
 from model.features.fitted_columns import FittedColumns
 from model.features.numeric import FittedNumeric
-from model.scoring import Scored
+from model.scoring.scorer import Scored
 from model.state import StateSpec
 from serve.arrow_codec import ArrowDecoder, encode_arrow
 from serve.codec import JsonDecoder, encode_json, to_lists

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from model.checkpoint import Bundle, save_bundle
-from model.scoring import Scored
+from model.bundle.bundle import Bundle, save_bundle
+from model.scoring.scorer import Scored
 from serve.client import Client, ClientError
 from serve.config import LimitsConfig, ServeConfig
 from serve.http import Service, build_api

@@ -16,7 +16,7 @@ import httpx
 import pyarrow as pa
 import pytest
 
-from model.checkpoint import Bundle, save_bundle
+from model.bundle.bundle import Bundle, save_bundle
 from model.errors import CheckpointError, ResourceError
 from serve.client import Client
 from serve.config import ServeConfig

@@ -27,7 +27,7 @@ from model import registry
 from model.batches.arrow_transport import from_arrow
 from model.batches.collate import SequenceBatch, collate
 from model.batches.plan import DataIndex
-from model.checkpoint import Bundle, load_bundle
+from model.bundle.bundle import Bundle, load_bundle
 from model.columns import (
     Numeric,
     Vocabulary,
@@ -42,12 +42,12 @@ from model.columns import (
     sparse_column_with_vocabulary_file,
     weighted_sparse_column,
 )
-from model.estimator import DynamicRnnEstimator
+from model.estimator.estimator import DynamicRnnEstimator
 from model.features.fitted_columns import concat
 from model.features.labels import PredictionType, ProblemType
-from model.network import InputLayer, RnnNetwork
-from model.scoring import Scorer
-from model.stepping import Stepper
+from model.network.network import InputLayer, RnnNetwork
+from model.scoring.scorer import Scorer
+from model.scoring.stepper import Stepper
 from model.tables.parquet import find_fragments, read_fragment
 from pipelines.reading import ReadTask, Request, RowReader
 from serve.arrow_codec import ArrowDecoder
@@ -402,9 +402,9 @@ def test_the_doors_would_notice_a_value_that_differs_in_its_last_bit(bundle: Bun
 
 MAKERS = {
     "model/batches/collate.py": "collate, and copies to a device or type",
-    "model/segments.py": "steps of a batch that collate made",
-    "model/export_graphs.py": "the exported graph's own inputs, while it is traced",
-    "model/export_check.py": "the same inputs, to hold the graph against the network",
+    "model/training/truncation.py": "steps of a batch that collate made",
+    "model/export/graphs.py": "the exported graph's own inputs, while it is traced",
+    "model/export/check.py": "the same inputs, to hold the graph against the network",
 }
 PADDERS = {"pad_sequence", "nested_tensor", "to_padded_tensor"}
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from model.batches.collate import collate
-from model.checkpoint import bundle_of
+from model.bundle.bundle import bundle_of
 from model.columns import ColumnsConfig
 from model.config import ModelConfig
 from model.errors import DataError, StateError
 from model.features.fitted_columns import FittedColumns, column_stats, encode_rows
 from model.features.labels import FittedLabel, PredictionType, ProblemType
-from model.network import build_network
-from model.stepping import Stepper
+from model.network.network import build_network
+from model.scoring.stepper import Stepper
 
 SOURCES: dict[str, dict[str, Any]] = {
     "number": {"type": "numeric", "name": "a"},

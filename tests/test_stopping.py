@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint import Bundle
+from model.bundle.bundle import Bundle
 from model.errors import ConfigError
 from model.features.fitted_columns import EncodedRows, encode_rows
 from pipelines.stopping import Clock, EarlyStopping, EarlyStoppingConfig, Rules

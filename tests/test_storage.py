@@ -10,8 +10,8 @@ from urllib.parse import quote, unquote
 import pytest
 from pyarrow import fs
 
+from model.bundle.run_directory import point_to, pointed, resolve_bundle
 from model.errors import ConfigError, DataError
-from model.runs import point_to, pointed, resolve_bundle
 from model.storage import filesystems as storage
 
 NAMES = [

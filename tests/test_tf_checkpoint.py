@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from model.crc32c import crc32c, masked
 from model.errors import CheckpointError
-from model.tf_checkpoint import TfCheckpoint, read_variables, slice_key
-from model.tf_table import MAGIC
+from model.tf1.checkpoint import TfCheckpoint, read_variables, slice_key
+from model.tf1.crc32c import crc32c, masked
+from model.tf1.sstable import MAGIC
 
 GOLDEN = Path(__file__).parent / "golden"
 REAL = GOLDEN / "tf_partitioned"  # written by TensorFlow 2.21: two shards, partitioned in rows and in columns

@@ -14,10 +14,10 @@ import torch
 
 from model import DynamicRnnEstimator, PredictionType, ProblemType, real_valued_column, registry
 from model.errors import ConfigError, TrainingError
-from model.estimator_config import declare
+from model.estimator.arguments import declare
 from model.settings import build
-from model.train_config import OptimizerConfig
-from model.training import Trainer
+from model.training.config import OptimizerConfig
+from model.training.trainer import Trainer
 
 BATCH: dict[str, Any] = {"x": {"x": np.arange(24.0).reshape(3, 8) / 24}, "y": np.ones((3, 8))}
 CLASSES = (

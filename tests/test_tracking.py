@@ -151,7 +151,7 @@ def test_a_training_is_followed_to_its_bundle(
 ) -> None:
     from mlflow.artifacts import download_artifacts
 
-    from model.checkpoint import load_bundle
+    from model.bundle.bundle import load_bundle
     from pipelines.train import train
 
     uri = database(tmp_path)

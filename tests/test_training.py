@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from model import heads
 from model.batches.collate import SequenceBatch, collate
 from model.batches.plan import DataIndex, Fragment, Plan
-from model.checkpoint import Bundle
+from model.bundle.bundle import Bundle
 from model.errors import ConfigError, TrainingError
 from model.features.fitted_columns import EncodedRows, encode_rows
-from model.optimizers import OptimizerConfig
+from model.network import heads
 from model.settings import build
-from model.training import StepResult, TrainConfig, Trainer
+from model.training.config import OptimizerConfig, TrainConfig
+from model.training.trainer import StepResult, Trainer
 
 RATES = {"SGD": 0.1, "Momentum": 0.05, "Adagrad": 0.1, "Adam": 0.01, "RMSProp": 0.01, "Ftrl": 0.1}
 STEPS = 20

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.batches.collate import SequenceBatch, collate
-from model.checkpoint import Bundle, bundle_of, save_bundle
-from model.diagnostics import calibration_error, diagnose, residual_histogram
+from model.bundle.bundle import Bundle, bundle_of, save_bundle
 from model.features.fitted_columns import encode_rows
-from model.metrics import batch_state, merged, results
-from model.network import build_network
+from model.network.network import build_network
+from model.scoring.diagnostics import calibration_error, diagnose, residual_histogram
+from model.scoring.metrics import batch_state, merged, results
 from pipelines import ingest
 from pipelines.config import RunConfig, run_config
 from pipelines.training_report import class_table, curves, errors_by_length, figures, sampled, write_report
@@ -63,7 +63,7 @@ def test_errors_are_those_of_the_metrics_however_they_are_batched(
 
 
 def test_rare_classes_share_a_row_and_a_column(make_bundle: Callable[..., Bundle]) -> None:
-    from model.diagnostics import Diagnostics
+    from model.scoring.diagnostics import Diagnostics
 
     label = make_bundle().label.model_copy(update={"num_classes": 20, "classes": tuple(f"c{i}" for i in range(20))})
     confusion = np.diag(np.arange(20.0)) + 1

@@ -16,9 +16,9 @@ import pytest
 import torch
 import yaml
 
-from model.checkpoint import load_bundle
+from model.bundle.bundle import load_bundle
+from model.bundle.run_directory import checkpoint_names
 from model.errors import DataError, TrainingError
-from model.runs import checkpoint_names
 from model.storage import list_names
 from pipelines.config import RunConfig, run_config
 from pipelines.train import train

@@ -19,11 +19,11 @@ import torch
 import tune.reading
 from model.batches.collate import SequenceBatch
 from model.batches.plan import DataIndex, Fragment, Plan
-from model.checkpoint import load_bundle
+from model.bundle.bundle import load_bundle
+from model.bundle.run_directory import resolve_bundle
 from model.errors import ConfigError, TrainingError
-from model.evaluation import table_metrics
-from model.metrics import results
-from model.runs import resolve_bundle
+from model.scoring.evaluation import table_metrics
+from model.scoring.metrics import results
 from pipelines import batching, ingest, worker
 from pipelines.config import RunConfig, load_run, run_config
 from pipelines.reading import RowReader

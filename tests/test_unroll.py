@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from model import heads
 from model.batches.collate import SequenceBatch, collate
-from model.checkpoint import Bundle
-from model.dropout import DropoutKey
+from model.bundle.bundle import Bundle
 from model.features.fitted_columns import EncodedRows, encode_rows
-from model.segments import Unrolling, segment_count
-from model.train_config import OptimizerConfig
-from model.training import Trainer
+from model.network import heads
+from model.network.dropout import DropoutKey
+from model.training.config import OptimizerConfig
+from model.training.trainer import Trainer
+from model.training.truncation import Unrolling, segment_count
 
 CELLS = ("basic_rnn", "lstm", "gru", "gru_reset_before")
 PREDICTIONS = ("single_value", "multiple_value")
@@ -87,7 +87,7 @@ def by_hand(trainer: Trainer, batch: SequenceBatch, unroll_steps: int, position:
 
 
 def drop_by_hand(trainer: Trainer, x: torch.Tensor, site: int, position: int, batch: SequenceBatch, first: int) -> Any:
-    from model.dropout import drop
+    from model.network.dropout import drop
 
     keep = trainer.network.config.keep_probabilities[site]
     whole = x.new_zeros(x.shape[0], first + x.shape[1], x.shape[2])

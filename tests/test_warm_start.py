@@ -10,15 +10,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.checkpoint import Bundle, bundle_of
+from model.bundle.bundle import Bundle, bundle_of
+from model.bundle.warm_start import started
 from model.columns import ColumnsConfig
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
 from model.features.fitted_columns import FittedColumns, column_stats
 from model.features.labels import FittedLabel
-from model.network import build_network
-from model.scoring import Scorer
-from model.warm_start import started
+from model.network.network import build_network
+from model.scoring.scorer import Scorer
 
 COLUMNS = {
     "sequence": [
@@ -169,7 +169,7 @@ def test_numbers_of_another_width_are_refused() -> None:
 
 
 def test_a_registered_cell_cannot_follow_a_wider_input(register: Callable[[str, type[Any]], None]) -> None:
-    from model.cells import GruResetBeforeCell
+    from model.network.cells import GruResetBeforeCell
 
     register("own_cell", GruResetBeforeCell)
     config = config_of(cell_type="own_cell")

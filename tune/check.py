@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib.util
 import math
 
+from model.bundle.run_directory import RUN_YAML
 from model.errors import ConfigError
-from model.metrics import results
-from model.runs import RUN_YAML
 from model.scan.row_checks import unfitted_label
+from model.scoring.metrics import results
 from model.settings import did_you_mean
 from model.settings.yaml_text import parse_yaml
 from model.storage import exists, join, list_names, read_bytes

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import ray.exceptions
 
-from model.checkpoint import load_bundle, save_bundle
+from model.bundle.bundle import load_bundle, save_bundle
+from model.bundle.run_directory import RUN_YAML, TRIALS, bundle_name, point_to, pointed
 from model.errors import ResourceError, TrainingError
-from model.runs import RUN_YAML, TRIALS, bundle_name, point_to, pointed
 from model.settings import dump_yaml
 from model.storage import exists, join, make_directory, remove_tree, write_bytes
 from pipelines import ingest

@@ -18,7 +18,7 @@ import ray.train.torch
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from model.checkpoint import Bundle, TrainingState, load_bundle, load_training_state, save_bundle
+from model.bundle.bundle import Bundle, TrainingState, load_bundle, load_training_state, save_bundle
 from model.errors import DynamicRnnError, to_plain
 from model.storage import exists, join
 from pipelines import ingest, train, worker

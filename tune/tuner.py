@@ -13,8 +13,8 @@ import ray
 import ray.tune
 
 from model.batches.plan import DataIndex
-from model.segments import segment_count
 from model.storage import join, list_names
+from model.training.truncation import segment_count
 from pipelines import worker
 from pipelines.cluster import SPARE_CPUS, available_gpus
 from pipelines.config import RunConfig

@@ -1,0 +1,77 @@
+"""Metrics as named sums that merge by addition, so that any split of the rows gives the same result.
+
+A state is a dict of float64 numbers; workers add theirs, `results` turns the total into metrics. Knows no network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from model.batches.collate import SequenceBatch
+from model.features.labels import FittedLabel, ProblemType
+from model.network import heads
+
+MetricState = dict[str, float]
+
+
+def batch_state(label: FittedLabel, logits: torch.Tensor, batch: SequenceBatch) -> MetricState:
+    """The sums of one batch: weighted loss and, by problem, correct predictions or errors and targets."""
+    assert batch.labels is not None, "metrics need labels"
+    assert batch.weights is not None, "labels come with weights"
+    weights = batch.weights.double()
+    losses = heads.loss(label, logits, batch.labels).double()
+    state = {"rows": float(len(batch)), "weight": _total(weights), "loss": _total(losses * weights)}
+    if label.problem_type is ProblemType.CLASSIFICATION:
+        correct = heads.class_ids(label, logits) == batch.labels
+        return state | {"correct": _total(correct.double() * weights)}
+    targets = batch.labels.double()
+    errors = (heads.scores(label, logits.double()) - targets).abs()
+    return state | {
+        "loss": state["loss"] * label.scale**2,  # in the label's units
+        "absolute": _total(errors * weights),
+        "target": _total(targets * weights),
+        "target_squares": _total(targets**2 * weights),
+    }
+
+
+def _total(values: torch.Tensor) -> float:
+    return float(values.sum())
+
+
+def merged(states: Iterable[Mapping[str, float]]) -> MetricState:
+    """The sum of states, in the order given."""
+    total: MetricState = {}
+    for state in states:
+        for name, value in state.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
+
+
+def results(label: FittedLabel, state: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of the summed rows: weighted means over real steps or rows; NaN where nothing had weight.
+
+    Classification: loss (nats), accuracy, perplexity = exp(loss), bits_per_step (or bits_per_row) = loss / ln 2.
+    Regression: loss (mean squared error), rmse, mae, r2.
+    """
+    weight = state.get("weight", 0.0)
+    if not weight:
+        return {"loss": math.nan, "rows": state.get("rows", 0.0)}
+    loss = state["loss"] / weight
+    shared = {"loss": loss, "rows": state["rows"], "weight": weight}
+    if label.problem_type is ProblemType.CLASSIFICATION:
+        bits = "bits_per_step" if label.per_step else "bits_per_row"
+        return shared | {
+            "accuracy": state["correct"] / weight,
+            "perplexity": math.exp(min(loss, 700.0)),
+            bits: loss / math.log(2),
+        }
+    square = state["target_squares"] / weight
+    variance = square - (state["target"] / weight) ** 2
+    return shared | {
+        "rmse": math.sqrt(loss),
+        "mae": state["absolute"] / weight,
+        "r2": 1 - loss / variance if variance > 1e-12 * square else math.nan,  # else rounding of a constant target
+    }
