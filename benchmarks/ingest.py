@@ -112,8 +112,8 @@ def worker_epoch(data: Path) -> Callable[[], tuple[int, int, int]]:
     from model.config import ModelConfig
     from model.scan.fragment_scan import fit_columns, scan_fragment
     from model.tables.parquet import find_fragments, read_fragment
-    from pipelines.batching import batches
-    from pipelines.reading import RowReader
+    from pipelines.ingest.batches import batches
+    from pipelines.ingest.read_task import RowReader
 
     config = ModelConfig.model_validate(
         {
@@ -186,7 +186,7 @@ def padded_rows(column: Any) -> torch.Tensor:
 
 def rates(data: Path, seconds: float) -> list[Measure]:
     """Rows and real steps a second, and the ratios."""
-    from pipelines.cluster import logical_cpus_for, ray_session
+    from pipelines.cluster.capacity import logical_cpus_for, ray_session
 
     with ray_session(logical_cpus=logical_cpus_for(1)):
         epoch = worker_epoch(data)
@@ -250,7 +250,7 @@ def measured_peak(data: Path) -> dict[str, int]:
 
 def peak_bytes(data: Path) -> dict[str, int]:
     """Peaks of the unshared memory of this process, and of it and all Ray's tasks together, in one epoch."""
-    from pipelines.cluster import logical_cpus_for, ray_session
+    from pipelines.cluster.capacity import logical_cpus_for, ray_session
 
     with ray_session(logical_cpus=logical_cpus_for(1)):
         epoch = worker_epoch(data)

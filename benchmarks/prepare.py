@@ -30,7 +30,7 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from benchmarks._common import Measure, told  # noqa: E402
-from pipelines.cluster import logical_cpus_for, ray_session  # noqa: E402
+from pipelines.cluster.capacity import logical_cpus_for, ray_session  # noqa: E402
 from pipelines.prepare import PrepareResult, prepare  # noqa: E402
 from pipelines.prepare_settings import PrepareSettings  # noqa: E402
 

@@ -31,7 +31,7 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from benchmarks._common import Measure, at_least, at_most, told  # noqa: E402
-from pipelines import allocation  # noqa: E402
+from pipelines.cluster import malloc as allocation  # noqa: E402
 
 D, UNITS, B = 32, 128, 64
 MEDIAN, SIGMA, CAP = 60, 0.8, 512
@@ -47,7 +47,7 @@ def main() -> None:
         ROLES[options.role](json.loads(options.spec))
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    from pipelines.cluster import ray_session
+    from pipelines.cluster.capacity import ray_session
 
     turns, rows = (1, 2048) if options.quick else (3, 8192)
     with tempfile.TemporaryDirectory() as directory:
@@ -241,7 +241,7 @@ def settings(directory: Path, name: str, data: Path, workers: int, steps: int, e
 
 def run_ours(spec: dict[str, Any]) -> None:
     """Trains through Ray Train; prints the median rate of its windows and the seconds from first step to end."""
-    from pipelines.cluster import ray_session
+    from pipelines.cluster.capacity import ray_session
     from pipelines.config import run_config
     from pipelines.train import train
 
@@ -378,7 +378,7 @@ def run_trivial(_: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    from pipelines.cluster import ray_session
+    from pipelines.cluster.capacity import ray_session
 
     with tempfile.TemporaryDirectory() as storage, ray_session(logical_cpus=3):
         ray.train.torch.TorchTrainer(

@@ -264,7 +264,7 @@ def demo(
 def _start_server(bundle: str, config: RunConfig) -> Any:
     """The run's server, on another port where its own is taken."""
     from model.settings import build
-    from pipelines.machine import port_is_free
+    from pipelines.cluster.machine import port_is_free
     from serve.config import ServeConfig
     from serve.run import run
 
@@ -288,7 +288,7 @@ def doctor(
     start_ray: Annotated[bool, typer.Option("--ray/--no-ray", help="also start Ray and run a task")] = True,
 ) -> None:
     """Check this machine: Python, packages, Ray, GPU, shared memory, ports, write access."""
-    from pipelines.doctor import run
+    from pipelines.cluster.doctor import run
 
     raise typer.Exit(run(directory, start_ray=start_ray))
 

@@ -28,7 +28,7 @@ def fit_columns(
     They lie in the run's data/ and are used as long as neither the data nor the columns change. Fitted again only then.
     """
     from pipelines.config import load_run
-    from pipelines.fit import check_fit, is_current
+    from pipelines.ingest.fit_cache import check_fit, is_current
 
     run = load_run(config, overrides or [])
     check_fit(run)  # before Ray starts: a mistake is told at once
@@ -45,7 +45,7 @@ def fit_columns(
 
 
 def _fitted(console: Console, run: RunConfig) -> Any:
-    from pipelines.fit import fitted_data
+    from pipelines.ingest.fit_cache import fitted_data
 
     with console.counting("scanning row groups") as progress:
         return fitted_data(run, progress=progress, say=console.note)

@@ -17,9 +17,9 @@ from model.settings import Settings, build, load_settings
 from model.storage import absolute, join
 from model.tables.filters import Filter
 from model.training.config import TrainConfig
+from pipelines.cluster.worker_count import WorkerRange, room_for
 from pipelines.stopping import EarlyStoppingConfig
 from pipelines.tracking_config import TrackingConfig
-from pipelines.workers import WorkerRange, room_for
 
 
 class DataConfig(Settings):

@@ -20,9 +20,9 @@ from model.scoring.metrics import MetricState, merged, results
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.parquet import find, is_stored, read_fragment
-from pipelines.data_report import DataReport
-from pipelines.fragments import over_fragments
-from pipelines.scanning import Quarantine
+from pipelines.ingest.row_counts import DataReport
+from pipelines.ingest.scan_task import Quarantine
+from pipelines.tasks.map import over_fragments
 
 BAD_ROWS, FILTERED_ROWS = "bad_rows", "filtered_rows"
 

@@ -16,14 +16,14 @@ from model.scan.fragment_scan import optional_columns, read_columns
 from model.storage import absolute
 from model.tables.parquet import Found, find, read_footer
 from pipelines.config import RunConfig
-from pipelines.fragments import fragments_a_task, over_numbers
 from pipelines.inspect_estimates import Estimates, estimates
 from pipelines.inspect_findings import Finding, findings
 from pipelines.inspect_propose import Proposal, propose
 from pipelines.inspect_roles import Choice, choose_look, configured_look, configured_roles, roles_of
 from pipelines.inspect_scan import FragmentProfile, Look, ProfileTask
 from pipelines.inspect_survey import Merger, Survey, survey_of
-from pipelines.numbered import Numbered
+from pipelines.tasks.map import fragments_a_task, over_numbers
+from pipelines.tasks.task import Numbered
 
 PEEKED = 16  # row groups of another peek, where the first found damaged ones alone
 

@@ -21,11 +21,11 @@ from model.network.cells import build_cell
 from model.network.network import InputLayer, logit_count
 from model.registry import registered_cell
 from model.training.optimizers import SLOTS
-from pipelines.batching import KEPT_BYTES, encoded_bytes
+from pipelines.cluster.machine import memory_bytes
 from pipelines.config import RunConfig
-from pipelines.ingest import Prepared
-from pipelines.machine import memory_bytes
-from pipelines.prefetch import AHEAD_BATCHES
+from pipelines.ingest.batches import KEPT_BYTES, encoded_bytes
+from pipelines.ingest.prefetch import AHEAD_BATCHES
+from pipelines.ingest.scan import Prepared
 from pipelines.worker import KEPT_VALIDATION_BYTES, plans
 
 MIB = 2**20

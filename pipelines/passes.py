@@ -19,8 +19,8 @@ class Passes:
     def run(
         self, holder: type[Any], arguments: tuple[Any, ...], items: Sequence[Any], *, scoring: bool = True
     ) -> list[Any]:
-        """The results of `pipelines.fragments.over_items`."""
-        from pipelines.fragments import over_items  # imports Ray, whose environment must be set before
+        """The results of `pipelines.tasks.map.over_items`."""
+        from pipelines.tasks.map import over_items  # imports Ray, whose environment must be set before
 
         results = []
         for result in over_items(holder, arguments, items, scoring=scoring):

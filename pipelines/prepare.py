@@ -27,13 +27,13 @@ import numpy as np
 from model.errors import DataError
 from model.storage import join
 from model.storage.filesystems import PathLike
-from pipelines.numbered import Numbered
 from pipelines.prepare_layout import Layout
 from pipelines.prepare_plan import PreparePlan, plan_of
 from pipelines.prepare_settings import SPLITS, PrepareSettings
 from pipelines.prepare_spill import RunFile
 from pipelines.prepare_tasks import Build, Detect, Partition, Recorded
 from pipelines.prepare_work import Workplace, kept_results
+from pipelines.tasks.task import Numbered
 
 Progress = Callable[[str, int, int], None]
 QUANTILES = {"shortest": 0.0, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
@@ -164,7 +164,7 @@ def _computed(task: Recorded, todo: Sequence[int], workers: int | None) -> Itera
         return
     import ray.data
 
-    from pipelines.fragments import over_numbers
+    from pipelines.tasks.map import over_numbers
 
     # Ray warns of a bound that is larger than the number of tasks.
     pool = None if workers is None else ray.data.TaskPoolStrategy(size=min(workers, len(todo)))

@@ -32,24 +32,27 @@ from model.bundle.run_directory import CHECKPOINTS as RAY_RUN
 from model.errors import ConfigError, DynamicRnnError, TrainingError, from_plain, to_plain
 from model.settings import dump_yaml
 from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
-from pipelines import allocation, batching, ingest, keeping, memory, worker
+from pipelines import keeping, memory, worker
 from pipelines.checkpoints import latest_checkpoint, remove_untold, tell, write_checkpoint
-from pipelines.cluster import available_gpus, node_memories, preflight_workers
+from pipelines.cluster import malloc as allocation
+from pipelines.cluster.capacity import available_gpus, node_memories, preflight_workers
+from pipelines.cluster.worker_count import settled
 from pipelines.config import RunConfig, run_config
-from pipelines.fit import fitted_data
+from pipelines.ingest import batches as batching
+from pipelines.ingest import scan as ingest
+from pipelines.ingest.fit_cache import fitted_data
+from pipelines.ingest.read_task import RowReader
 from pipelines.keeping import ENDED, read_metrics
-from pipelines.mailbox import Mailbox, mailbox
 from pipelines.nan_batch import told_where, write_nan_batch
-from pipelines.pulse import Pulse, Watch
-from pipelines.reading import RowReader
 from pipelines.resume import check_resumable
 from pipelines.starting import START, in_columns_of, read_start, write_start
-from pipelines.telemetry import Telemetry, listening
-from pipelines.tracking import Followed, followed
-from pipelines.trainer import Trainer
+from pipelines.supervision.driver_channel import Mailbox, mailbox
+from pipelines.supervision.heartbeat import Pulse, Watch
+from pipelines.supervision.ray_trainer import Trainer
+from pipelines.supervision.telemetry import Telemetry, listening
+from pipelines.supervision.watchdog import watching
+from pipelines.tracking.followers import Followed, followed
 from pipelines.turns import Step
-from pipelines.watchdog import watching
-from pipelines.workers import settled
 
 ERROR = "error.json"
 

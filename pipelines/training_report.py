@@ -20,13 +20,13 @@ from model.features.labels import FittedLabel
 from model.scoring.diagnostics import Diagnostics, calibration_error, diagnose, residual_histogram
 from model.settings import dump_yaml
 from model.storage import join, write_bytes
-from pipelines.batching import reading
 from pipelines.charts import histogram, lines
 from pipelines.config import RunConfig
 from pipelines.html_report import chart, metric_name, render
-from pipelines.ingest import Prepared
+from pipelines.ingest.batches import reading
+from pipelines.ingest.read_task import Request, RowReader
+from pipelines.ingest.scan import Prepared
 from pipelines.memory import estimate_of
-from pipelines.reading import Request, RowReader
 
 REPORT = "report.html"
 SAMPLE_STEPS = 1 << 18  # of validation rows that the report looks at: a second or two of computing

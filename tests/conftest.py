@@ -193,7 +193,7 @@ def _bundle(
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One private Ray for the whole session, with CPUs for three workers and for Ray Data beside them."""
-    from pipelines.cluster import ray_session
+    from pipelines.cluster.capacity import ray_session
 
     with ray_session(logical_cpus=6):
         yield
@@ -203,7 +203,8 @@ def local_ray() -> Iterator[None]:
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data of any size are scanned and read by Ray Data's tasks, a window a task; in this process, not in the workers
     of a training."""
-    from pipelines import batching, ingest
+    from pipelines.ingest import batches as batching
+    from pipelines.ingest import scan as ingest
 
     monkeypatch.setattr(batching, "SMALL_BYTES", -1)
     monkeypatch.setattr(batching, "TASK_BYTES", 0)
@@ -213,7 +214,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The passes of predictions run in this process, item after item: what they compute does not depend on where."""
-    from pipelines import fragments
+    from pipelines.tasks import map as fragments
 
     def passes(holder: type[Any], arguments: Any, items: Sequence[Any], *, scoring: bool = True) -> Iterator[Any]:
         held = holder(*arguments, **({"device": "cpu"} if scoring else {})) if items else None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import allocation
+from pipelines.cluster import malloc as allocation
 
 ROOT = Path(__file__).resolve().parents[1]
 

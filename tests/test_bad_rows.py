@@ -24,12 +24,12 @@ from model.scoring.evaluation import table_metrics
 from model.scoring.metrics import results
 from model.tables.filters import Filter
 from model.tables.parquet import find_fragments
-from pipelines import ingest
 from pipelines.config import RunConfig, run_config
-from pipelines.data_report import DataReport
 from pipelines.evaluate import evaluate
-from pipelines.reading import Request, RowReader
-from pipelines.scanning import Quarantine
+from pipelines.ingest import scan as ingest
+from pipelines.ingest.read_task import Request, RowReader
+from pipelines.ingest.row_counts import DataReport
+from pipelines.ingest.scan_task import Quarantine
 
 NAN = float("nan")
 

@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from model.errors import ConfigError
-from pipelines import machine
-from pipelines.cluster import logical_cpus_for, ray_session, refuse_unsafe_environment
-from pipelines.private_ray import OBJECT_STORE_LEAST_BYTES, default_object_store_bytes
+from pipelines.cluster import machine
+from pipelines.cluster.capacity import logical_cpus_for, ray_session, refuse_unsafe_environment
+from pipelines.cluster.private_ray import OBJECT_STORE_LEAST_BYTES, default_object_store_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB, GIB = 2**20, 2**30

@@ -17,8 +17,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines.allocation import ENVIRONMENT
-from pipelines.cluster import most_resources
+from pipelines.cluster.capacity import most_resources
+from pipelines.cluster.malloc import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[1]
 

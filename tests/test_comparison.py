@@ -17,8 +17,8 @@ from model.errors import DataError
 from model.features.ordered_merge import InOrder
 from model.scan.fragment_scan import fit_merged, scan_table
 from model.scan.split_comparison import Comparison
-from pipelines import ingest
 from pipelines.config import RunConfig, run_config
+from pipelines.ingest import scan as ingest
 
 SOURCE = {"type": "vocabulary", "name": "country"}
 

@@ -18,7 +18,7 @@ from model.scan.fragment_scan import fit_columns, index_of, optional_columns, re
 from model.storage import stem
 from model.tables.filters import Filter
 from model.tables.parquet import find, find_fragments, read_fragment, read_whole_fragment
-from pipelines.reading import Request, RowReader
+from pipelines.ingest.read_task import Request, RowReader
 
 CONFIG = ModelConfig.model_validate(
     {

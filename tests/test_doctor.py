@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import doctor
-from pipelines.doctor import Check
+from pipelines.cluster import doctor
+from pipelines.cluster.doctor import Check
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB, GIB = 2**20, 2**30

@@ -12,8 +12,8 @@ import ray
 import ray.cloudpickle
 
 from model.errors import DataError
-from pipelines.fragments import TASK_BYTES, fragments_a_task, over_items, over_numbers
-from pipelines.numbered import Numbered
+from pipelines.tasks.map import TASK_BYTES, fragments_a_task, over_items, over_numbers
+from pipelines.tasks.task import Numbered
 
 pytestmark = pytest.mark.usefixtures("local_ray", "pickled_by_value")
 

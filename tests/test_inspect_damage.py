@@ -21,7 +21,7 @@ from model.tables import parquet
 from model.tables.parquet import find_fragments
 from pipelines.cli import app
 from pipelines.config import RunConfig, run_config
-from pipelines.ingest import prepare_run
+from pipelines.ingest.scan import prepare_run
 from pipelines.inspect import Inspection, inspect_data
 from pipelines.inspect_scan import Look, profile_fragment
 

@@ -18,7 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from model.errors import ConfigError
 from model.settings.yaml_text import parse_yaml
-from pipelines.allocation import ENVIRONMENT
+from pipelines.cluster.malloc import ENVIRONMENT
 from pipelines.config import RunConfig, run_config
 from serve.app import DEPLOYMENT, build_app
 from serve.config import ServeConfig, ingress_environment

@@ -21,8 +21,9 @@ import pytest
 
 from model.bundle.bundle import bundle_of, save_bundle
 from model.network.network import build_network
-from pipelines import ingest, inspect_html
+from pipelines import inspect_html
 from pipelines.config import run_config
+from pipelines.ingest import scan as ingest
 from pipelines.inspect import inspect_data
 from pipelines.inspect_report import report
 from pipelines.training_report import write_report

@@ -14,7 +14,7 @@ import torch
 
 from model.batches.collate import SequenceBatch, collate
 from model.features.fitted_columns import encode_rows
-from pipelines.prefetch import ahead, prefetched
+from pipelines.ingest.prefetch import ahead, prefetched
 
 
 def until(true: Callable[[], bool]) -> None:

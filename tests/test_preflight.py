@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import ResourceError
-from pipelines.cluster import most_room, require_room
+from pipelines.cluster.capacity import most_room, require_room
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"CPU": 4.0}

@@ -20,9 +20,9 @@ from model.errors import DataError, DynamicRnnError
 from model.settings import build
 from pipelines import prepare as pipeline
 from pipelines import prepare_order, prepare_plan, prepare_read, prepare_spill, prepare_tasks
-from pipelines.messages import outcome, value_of
 from pipelines.prepare import PrepareResult, prepare
 from pipelines.prepare_settings import PrepareSettings
+from pipelines.tasks.messages import outcome, value_of
 
 START = datetime.datetime(2026, 1, 1)
 

@@ -20,12 +20,13 @@ from typer.testing import CliRunner
 
 from model.errors import ConfigError, DataError
 from model.settings import build
-from pipelines import ingest, prepare_work
+from pipelines import prepare_work
 from pipelines.cli import app
 from pipelines.config import run_config
-from pipelines.messages import outcome, value_of
+from pipelines.ingest import scan as ingest
 from pipelines.prepare import PrepareResult, prepare
 from pipelines.prepare_settings import PrepareSettings
+from pipelines.tasks.messages import outcome, value_of
 
 ROOT = Path(__file__).resolve().parent.parent
 GIVEN: dict[str, Any] = {

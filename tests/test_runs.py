@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from model.bundle.bundle import Bundle, save_bundle
 from model.bundle.run_directory import point_to
 from pipelines.cli import app
-from pipelines.run_status import StatusFile, list_runs
-from pipelines.tracking import Outcome
+from pipelines.tracking.followers import Outcome
+from pipelines.tracking.run_status import StatusFile, list_runs
 
 
 def begun(directory: Path) -> StatusFile:

@@ -49,7 +49,7 @@ from model.network.network import InputLayer, RnnNetwork
 from model.scoring.scorer import Scorer
 from model.scoring.stepper import Stepper
 from model.tables.parquet import find_fragments, read_fragment
-from pipelines.reading import ReadTask, Request, RowReader
+from pipelines.ingest.read_task import ReadTask, Request, RowReader
 from serve.arrow_codec import ArrowDecoder
 from serve.codec import JsonDecoder
 from serve.config import LimitsConfig

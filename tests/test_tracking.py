@@ -14,7 +14,7 @@ import pytest
 from model.config import ModelConfig
 from model.errors import ConfigError
 from pipelines.config import RunConfig, run_config
-from pipelines.tracking import followed
+from pipelines.tracking.followers import followed
 from pipelines.worker import Progress
 
 # SQLAlchemy's and protobuf's own modules use what they have deprecated.

@@ -18,8 +18,8 @@ from model.features.fitted_columns import encode_rows
 from model.network.network import build_network
 from model.scoring.diagnostics import calibration_error, diagnose, residual_histogram
 from model.scoring.metrics import batch_state, merged, results
-from pipelines import ingest
 from pipelines.config import RunConfig, run_config
+from pipelines.ingest import scan as ingest
 from pipelines.training_report import class_table, curves, errors_by_length, figures, sampled, write_report
 
 PROBLEMS = [

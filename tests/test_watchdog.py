@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.pulse import Beat, Process, Pulse, Watch, beat_seconds, place_of
-from pipelines.watchdog import START_TIMEOUT, Heard, in_words, missing, start_timeout
+from pipelines.supervision.heartbeat import Beat, Process, Pulse, Watch, beat_seconds, place_of
+from pipelines.supervision.watchdog import START_TIMEOUT, Heard, in_words, missing, start_timeout
 
 ROOT = Path(__file__).resolve().parents[1]
 NOW = 1000.0
@@ -152,7 +152,7 @@ def test_the_place_of_a_thread_is_its_innermost_line_of_ours() -> None:
     ready.wait(30)
     assert thread.ident is not None
     file, _, line = place_of(thread.ident).rpartition(":")
-    assert file == "pipelines/pulse.py"
+    assert file == "pipelines/supervision/heartbeat.py"
     assert "in enumerate(batches(plan, start, stop)" in (ROOT / file).read_text().splitlines()[int(line) - 1]
     done.set()
     thread.join()

@@ -10,10 +10,10 @@ import ray
 from model.errors import ConfigError, ResourceError
 from model.features.fitted_columns import encode_rows
 from model.settings import build
-from pipelines.cluster import logical_cpus_for, preflight_workers
+from pipelines.cluster.capacity import logical_cpus_for, preflight_workers
+from pipelines.cluster.machine import cpu_count
+from pipelines.cluster.worker_count import WorkerRange, room_for, settled
 from pipelines.config import ResourcesConfig
-from pipelines.machine import cpu_count
-from pipelines.workers import WorkerRange, room_for, settled
 
 RATES = {"SGD": 0.1, "Momentum": 0.05, "Adagrad": 0.1, "Adam": 0.01, "RMSProp": 0.01, "Ftrl": 0.1}
 

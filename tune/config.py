@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.settings import Settings, build, did_you_mean
-from pipelines.cluster import logical_cpus_for
+from pipelines.cluster.capacity import logical_cpus_for
 from pipelines.config import RunConfig, RunTrainConfig
 from tune.space import Choice, Declaration, Grid
 

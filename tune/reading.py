@@ -1,6 +1,6 @@
 """A trial's batches, read in its own process.
 
-The same plan, the same reader and the same cuts as `pipelines.batching`, so the same batches, without Ray Data: a
+The same plan, the same reader and the same cuts as `pipelines.ingest.batches`, so the same batches, without Ray Data: a
 trial of one worker starts no pipeline, needs no CPU beside its own, and reads an epoch two to three times as fast.
 Training data are read a window at a time; those that are read several times and are small are kept, encoded.
 """
@@ -14,10 +14,10 @@ import torch
 
 from model.batches.collate import SequenceBatch
 from model.batches.plan import Plan
-from pipelines.allocation import OF_COMPUTING, keep_freed_memory
-from pipelines.batching import CPU, planned
-from pipelines.prefetch import prefetched
-from pipelines.reading import RowReader
+from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
+from pipelines.ingest.batches import CPU, planned
+from pipelines.ingest.prefetch import prefetched
+from pipelines.ingest.read_task import RowReader
 
 KEPT_BYTES = 128 * 2**20  # of encoded rows; less than a worker of a run keeps, for a machine runs several trials
 

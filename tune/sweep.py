@@ -23,13 +23,13 @@ from model.bundle.run_directory import RUN_YAML, TRIALS, bundle_name, point_to, 
 from model.errors import ResourceError, TrainingError
 from model.settings import dump_yaml
 from model.storage import exists, join, make_directory, remove_tree, write_bytes
-from pipelines import ingest
-from pipelines.cluster import preflight, preflight_workers
+from pipelines.cluster.capacity import preflight, preflight_workers
 from pipelines.config import RunConfig
-from pipelines.fit import fitted_data
-from pipelines.mailbox import mailbox
-from pipelines.run_status import status_kept
-from pipelines.telemetry import listening
+from pipelines.ingest import scan as ingest
+from pipelines.ingest.fit_cache import fitted_data
+from pipelines.supervision.driver_channel import mailbox
+from pipelines.supervision.telemetry import listening
+from pipelines.tracking.run_status import status_kept
 from pipelines.train import interruptible
 from tune.check import RAY_TRAIN, RAY_TUNE, check_sweep
 from tune.collect import collected

@@ -21,14 +21,15 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from model.bundle.bundle import Bundle, TrainingState, load_bundle, load_training_state, save_bundle
 from model.errors import DynamicRnnError, to_plain
 from model.storage import exists, join
-from pipelines import ingest, train, worker
+from pipelines import train, worker
 from pipelines.config import RunConfig, run_config
-from pipelines.mailbox import mailbox
-from pipelines.pulse import Pulse
-from pipelines.reading import RowReader
-from pipelines.telemetry import Telemetry
-from pipelines.trainer import Trainer
-from pipelines.watchdog import watching
+from pipelines.ingest import scan as ingest
+from pipelines.ingest.read_task import RowReader
+from pipelines.supervision.driver_channel import mailbox
+from pipelines.supervision.heartbeat import Pulse
+from pipelines.supervision.ray_trainer import Trainer
+from pipelines.supervision.telemetry import Telemetry
+from pipelines.supervision.watchdog import watching
 from tune.check import RAY_TRAIN
 from tune.config import TuneConfig, tune_config
 from tune.points import Point, trial_run

@@ -16,10 +16,10 @@ from model.batches.plan import DataIndex
 from model.storage import join, list_names
 from model.training.truncation import segment_count
 from pipelines import worker
-from pipelines.cluster import SPARE_CPUS, available_gpus
+from pipelines.cluster.capacity import SPARE_CPUS, available_gpus
+from pipelines.cluster.machine import cpu_count
 from pipelines.config import RunConfig
-from pipelines.machine import cpu_count
-from pipelines.telemetry import Telemetry
+from pipelines.supervision.telemetry import Telemetry
 from pipelines.train import gpus_for
 from pipelines.turns import epoch_steps
 from tune.check import RAY_TUNE

@@ -22,7 +22,7 @@ from model.features.labels import FittedLabel
 from model.registry import import_plugins
 from model.scan.fragment_scan import first_row
 from model.tables.parquet import read_fragment
-from pipelines.allocation import OF_TASKS, keep_freed_memory
+from pipelines.cluster.malloc import OF_TASKS, keep_freed_memory
 
 BLOCK_BYTES = 64 * 2**20  # of encoded rows: a window travels at once, or if it is larger in several blocks
 FEW_FRAGMENTS = 64  # that one process may read by itself: each may be a round trip to an object store

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.cluster import on_this_node
+from pipelines.cluster.capacity import on_this_node
 
 Kept = dict[Hashable, tuple[Any, float]]
 

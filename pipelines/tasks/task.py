@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.messages import outcome
+from pipelines.tasks.messages import outcome
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A Ray of our own on this machine: its environment, its start, and its end without a process left.
 
-Knows Ray's variables and processes. Knows no clusters: joining one is `pipelines.cluster`'s work.
+Knows Ray's variables and processes. Knows no clusters: joining one is `pipelines.cluster.capacity`'s work.
 Ray reads its environment when it is imported, so it is imported inside functions only.
 """
 
@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines import allocation
-from pipelines.machine import GIB, cpu_count, memory_bytes, shared_memory_free_bytes
+from pipelines.cluster import malloc as allocation
+from pipelines.cluster.machine import GIB, cpu_count, memory_bytes, shared_memory_free_bytes
 
 OBJECT_STORE_MOST_BYTES = 2 * GIB
 OBJECT_STORE_LEAST_BYTES = 80 * 2**20  # Ray refuses less than 75 MiB
 STOP_SECONDS = 10.0  # what Ray takes at most to end by itself: two are usual
 
-SOURCE_ROOT = Path(__file__).resolve().parents[1]
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
 EVERY_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -15,10 +15,10 @@ import ray
 import ray.data
 
 from model.batches.plan import Fragment
-from pipelines.cluster import available_gpus, configure_ray_data
-from pipelines.holding import GpuTask, HeldTask
-from pipelines.messages import value_of
-from pipelines.numbered import Numbered
+from pipelines.cluster.capacity import available_gpus, configure_ray_data
+from pipelines.tasks.holding import GpuTask, HeldTask
+from pipelines.tasks.messages import value_of
+from pipelines.tasks.task import Numbered
 
 TASK_BYTES = 48 * 2**20  # decompressed; a task costs Ray about 20 ms, whatever it does, as much as reading 4 MiB
 TASKS_A_CPU = 4  # at least: the last ones to end keep the others waiting

@@ -14,10 +14,10 @@ from model.batches.plan import DataIndex
 from model.bundle.run_directory import METRICS
 from model.errors import ConfigError
 from model.storage import exists, join
-from pipelines import ingest
 from pipelines.config import RunConfig
-from pipelines.fit_signature import changes, forget, signature_of, store, told
-from pipelines.ingest import Prepared, Progress
+from pipelines.ingest import scan as ingest
+from pipelines.ingest.fit_signature import changes, forget, signature_of, store, told
+from pipelines.ingest.scan import Prepared, Progress
 
 
 def check_fit(config: RunConfig) -> None:

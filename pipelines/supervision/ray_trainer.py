@@ -18,7 +18,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller import state
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
-from pipelines.watchdog import STARTS
+from pipelines.supervision.watchdog import STARTS
 
 LEAST_SPARE_CPUS = 1  # for Ray Data's tasks
 REST_SECONDS = 0.2

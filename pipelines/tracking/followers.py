@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from pipelines.config import RunConfig
 from pipelines.console import TrainingProgress
-from pipelines.run_status import StatusFile
+from pipelines.tracking.run_status import StatusFile
 
 OnProgress = Callable[[Any], None]
 OnReport = Callable[[dict[str, float]], None]
@@ -84,10 +84,10 @@ def _followers(config: RunConfig, first_step: int) -> Iterator[Follower]:
     early = config.train.early_stopping
     yield StatusFile(config.directory, None if early is None else early.metric)
     if config.tracking.tensorboard:
-        from pipelines.tensorboard import TensorBoard
+        from pipelines.tracking.tensorboard import TensorBoard
 
         yield TensorBoard(config.directory, first_step)
     if config.tracking.mlflow is not None:
-        from pipelines.mlflow_run import MlflowRun
+        from pipelines.tracking.mlflow_run import MlflowRun
 
         yield MlflowRun(config, config.tracking.mlflow)

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from model.errors import ResourceError
 from model.settings import Settings
-from pipelines.cluster import SPARE_CPUS, available_gpus, room_in_cluster
-from pipelines.machine import cpu_count
+from pipelines.cluster.capacity import SPARE_CPUS, available_gpus, room_in_cluster
+from pipelines.cluster.machine import cpu_count
 
 _JOINING = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 

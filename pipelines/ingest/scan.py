@@ -38,11 +38,11 @@ from model.storage import exists, join, read_bytes, remove_tree, search_root, wr
 from model.tables.parquet import find
 from model.tables.schema_agreement import Agreement
 from pipelines.config import RunConfig
-from pipelines.data_report import DataReport
-from pipelines.fragments import fragments_a_task, over_numbers
-from pipelines.numbered import Numbered
-from pipelines.reading import FEW_FRAGMENTS
-from pipelines.scanning import ScanTask
+from pipelines.ingest.read_task import FEW_FRAGMENTS
+from pipelines.ingest.row_counts import DataReport
+from pipelines.ingest.scan_task import ScanTask
+from pipelines.tasks.map import fragments_a_task, over_numbers
+from pipelines.tasks.task import Numbered
 
 COLUMNS, TRAIN_INDEX, VALIDATION_INDEX = "data/columns.json", "data/train.npz", "data/validation.npz"
 ROWS, QUARANTINE = "data/rows.json", "quarantine"

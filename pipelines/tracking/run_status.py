@@ -30,7 +30,7 @@ from model.storage import exists, join, list_names, read_bytes, write_bytes
 from pipelines.console import TrainingProgress
 
 if TYPE_CHECKING:
-    from pipelines.tracking import Outcome
+    from pipelines.tracking.followers import Outcome
 
 STATUS = "status.json"
 ENDED_EARLY = ("failed", "interrupted", "stopped")

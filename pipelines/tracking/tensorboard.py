@@ -14,7 +14,7 @@ from model.storage import is_remote, join, make_directory, write_bytes
 from pipelines.console import TrainingProgress
 
 if TYPE_CHECKING:
-    from pipelines.tracking import Outcome
+    from pipelines.tracking.followers import Outcome
 
 EVENTS = "tensorboard"
 

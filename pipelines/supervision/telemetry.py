@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.mailbox import Mailbox
+from pipelines.supervision.driver_channel import Mailbox
 
 POLL_SECONDS = 0.3
 PROGRESS, REPORTS = "progress", "reports"

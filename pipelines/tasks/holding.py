@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.allocation import OF_COMPUTING, keep_freed_memory
-from pipelines.numbered import Numbered
+from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
+from pipelines.tasks.task import Numbered
 
 _held: dict[str, Any] = {}  # in a task's process: what the latest job has loaded
 

@@ -2,8 +2,8 @@
 
 A worker that hangs (a stopped process, a frozen node, a read that never returns) says nothing, and the others stand in
 the sum of their gradients or in a report, where nothing tells them whom they wait for. So all of them say now and then
-how far they are (`pipelines.pulse`), and the process that started the run listens: `missing` judges, `kill` ends.
-Knows Ray, and no data and no model.
+how far they are (`pipelines.supervision.heartbeat`), and the process that started the run listens: `missing` judges,
+`kill` ends. Knows Ray, and no data and no model.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from model.errors import ResourceError, TrainingError
-from pipelines.cluster import amounts
+from pipelines.cluster.capacity import amounts
 from pipelines.config import ResourcesConfig
-from pipelines.mailbox import Kept, Mailbox
-from pipelines.pulse import BEATS, Beat, Process, Watch, beat_seconds
+from pipelines.supervision.driver_channel import Kept, Mailbox
+from pipelines.supervision.heartbeat import BEATS, Beat, Process, Watch, beat_seconds
 
 STARTS = 4  # how often the workers' start is tried within the time there is for it, and how often they may die at it
 BEATS_UNTIL_SILENT = 5  # so many beats missed, and the worker counts as silent
@@ -166,7 +166,7 @@ class Watchdog:
         """What ended a run for good, where it is known better than Ray Train tells it: TrainingError, ResourceError."""
         import ray
 
-        from pipelines.trainer import NoRoomInTimeError
+        from pipelines.supervision.ray_trainer import NoRoomInTimeError
 
         if isinstance(getattr(error, "controller_failure", None), NoRoomInTimeError):
             raise ResourceError(
@@ -194,7 +194,7 @@ def kill(process: Process) -> bool:
 
 
 def _kill_here(process: Process) -> None:
-    from pipelines.private_ray import ray_psutil
+    from pipelines.cluster.private_ray import ray_psutil
 
     psutil = ray_psutil()
     if psutil.pid_exists(process.pid) and psutil.Process(process.pid).create_time() == process.started:

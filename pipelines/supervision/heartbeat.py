@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.mailbox import Mailbox
-from pipelines.private_ray import SOURCE_ROOT, ray_psutil
+from pipelines.cluster.private_ray import SOURCE_ROOT, ray_psutil
+from pipelines.supervision.driver_channel import Mailbox
 
 BEATS = "beats"
 BEATS_PER_TIMEOUT = 40  # how often a worker says where it is within the time that it may be waited for

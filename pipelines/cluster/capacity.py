@@ -21,8 +21,8 @@ from typing import Any
 import yaml
 
 from model.errors import ConfigError, ResourceError
-from pipelines.machine import listens, memory_bytes
-from pipelines.private_ray import EVERY_RAY, private_ray, set_defaults
+from pipelines.cluster.machine import listens, memory_bytes
+from pipelines.cluster.private_ray import EVERY_RAY, private_ray, set_defaults
 
 SPARE_CPUS = 2  # without a spare logical CPU Ray Data waits for ever, and says nothing
 WAIT_SECONDS = 900.0  # an autoscaler takes minutes: a machine, its image, our dependencies

@@ -21,7 +21,7 @@ from pipelines.resume import flat
 from pipelines.tracking_config import MlflowConfig
 
 if TYPE_CHECKING:
-    from pipelines.tracking import Outcome
+    from pipelines.tracking.followers import Outcome
 
 RUN_FILE = "mlflow.json"
 PARAMETER_CHARACTERS = 6000  # MLflow's limit for a value

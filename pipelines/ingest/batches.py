@@ -27,10 +27,10 @@ from model.batches.reorder import gather
 from model.errors import from_plain
 from model.features.fitted_columns import EncodedRows, FittedColumns, concat
 from model.features.numeric import FittedNumeric
-from pipelines.allocation import OF_COMPUTING, keep_freed_memory
-from pipelines.cluster import configure_ray_data
-from pipelines.prefetch import prefetched
-from pipelines.reading import ERROR, FEW_FRAGMENTS, ReadTask, Request, RowReader
+from pipelines.cluster.capacity import configure_ray_data
+from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
+from pipelines.ingest.prefetch import prefetched
+from pipelines.ingest.read_task import ERROR, FEW_FRAGMENTS, ReadTask, Request, RowReader
 
 CPU = torch.device("cpu")
 Read = Callable[[Iterable[Request]], Iterable[EncodedRows]]  # rows of each request, in the requests' order

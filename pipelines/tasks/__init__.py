@@ -1,0 +1,4 @@
+"""Passes over numbered items by Ray Data's tasks or actors; results and the user's mistakes as JSON.
+
+May import: pipelines.cluster, model.
+"""
