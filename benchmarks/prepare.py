@@ -31,8 +31,8 @@ import pyarrow.parquet as pq  # noqa: E402
 
 from benchmarks._common import Measure, told  # noqa: E402
 from pipelines.cluster.capacity import logical_cpus_for, ray_session  # noqa: E402
-from pipelines.prepare import PrepareResult, prepare  # noqa: E402
-from pipelines.prepare_settings import PrepareSettings  # noqa: E402
+from pipelines.prepare.run import PrepareResult, prepare  # noqa: E402
+from pipelines.prepare.settings import PrepareSettings  # noqa: E402
 
 FILE_EVENTS, GROUP_EVENTS = 5_000_000, 500_000
 MIB = 1 << 20

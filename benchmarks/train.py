@@ -243,7 +243,7 @@ def run_ours(spec: dict[str, Any]) -> None:
     """Trains through Ray Train; prints the median rate of its windows and the seconds from first step to end."""
     from pipelines.cluster.capacity import ray_session
     from pipelines.config import run_config
-    from pipelines.train import train
+    from pipelines.train.run import train
 
     directory, workers = Path(spec["directory"]), spec.get("workers", 1)
     steps = round(spec["seconds"] * STEPS_PER_SECOND)

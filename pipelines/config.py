@@ -18,8 +18,8 @@ from model.storage import absolute, join
 from model.tables.filters import Filter
 from model.training.config import TrainConfig
 from pipelines.cluster.worker_count import WorkerRange, room_for
-from pipelines.stopping import EarlyStoppingConfig
 from pipelines.tracking_config import TrackingConfig
+from pipelines.train.stopping import EarlyStoppingConfig
 
 
 class DataConfig(Settings):

@@ -16,7 +16,7 @@ LOG_SECONDS = 5.0  # between lines of progress where there is no terminal
 
 
 class TrainingProgress(Protocol):
-    """What `pipelines.worker.Progress` tells; named here so that showing it needs no torch."""
+    """What `pipelines.train.loop.Progress` tells; named here so that showing it needs no torch."""
 
     @property
     def step(self) -> int: ...

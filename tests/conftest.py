@@ -227,7 +227,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 def finely_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions in slices of a row or two, several partitions, chunks of a few rows: all that large data bring."""
     from model.tables import slices as blocks
-    from pipelines import predict_plan
+    from pipelines.predict import plan as predict_plan
 
     monkeypatch.setattr(blocks, "SLICE_BYTES", 500)
     monkeypatch.setattr(predict_plan, "PARTITION_BYTES", 3000)
@@ -276,7 +276,7 @@ class SumOverThreads:
 
 @pytest.fixture(scope="session")
 def train_in_memory() -> Callable[..., Trained]:
-    """train_in_memory(bundle, rows, *, validation, world, resume, job, **train): `pipelines.worker.run` on threads.
+    """train_in_memory(bundle, rows, *, validation, world, resume, job, **train): `pipelines.train.loop.run` on threads.
 
     Starts from the bundle's weights, or goes on from a report or checkpoint of an earlier call.
     """
@@ -293,8 +293,8 @@ def _train_in_memory(
     job: dict[str, Any] | None = None,
     **train: Any,
 ) -> Trained:
-    from pipelines import worker
     from pipelines.config import run_config
+    from pipelines.train import loop as worker
 
     settings = {"batch_sequences": 4, "optimizer": "Adam", "learning_rate": 0.01, **train}
     run = run_config(

@@ -16,7 +16,7 @@ from model.features.fitted_columns import EncodedRows, encode_rows
 from model.training.config import OptimizerConfig, TrainConfig
 from model.training.trainer import Trainer
 from model.training.truncation import Unrolling
-from pipelines.turns import Place, steps, stop_batch, turns
+from pipelines.train.steps import Place, steps, stop_batch, turns
 
 EXACT = {"dtype": "float64", "weight": "w"}
 DROPOUT = {**EXACT, "dropout_keep_probabilities": [0.7, 0.8, 0.6]}

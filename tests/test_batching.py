@@ -21,11 +21,11 @@ from model.batches.plan import Plan
 from model.bundle.bundle import bundle_of
 from model.errors import ConfigError
 from model.network.network import build_network
-from pipelines import worker
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest import batches as batching
 from pipelines.ingest import scan as ingest
 from pipelines.ingest.read_task import Request, RowReader
+from pipelines.train import loop as worker
 
 pytestmark = pytest.mark.usefixtures("local_ray", "large")
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from model.bundle.bundle import save_bundle
 from model.settings import dump_yaml
-from pipelines.cli import app
+from pipelines.cli.app import app
 from pipelines.config import run_config
 
 MODEL: dict[str, Any] = {
@@ -154,7 +154,7 @@ class TestInData:
 
 def test_help_and_settings_answer_without_heavy_imports() -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from pipelines.cli import app; "
+        "import sys; from typer.testing import CliRunner; from pipelines.cli.app import app; "
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
         "assert not {'ray', 'torch', 'pandas', 'pyarrow'} & set(sys.modules), sys.modules.keys()"
     )

@@ -75,7 +75,7 @@ def jobs() -> list[list[str]]:
 
 
 def test_jobs_run_commands_of_ours_with_settings_of_ours() -> None:
-    from pipelines.cli import app
+    from pipelines.cli.app import app
 
     names = {each.callback.__name__.replace("_", "-") for each in app.registered_commands if each.callback}
     assert {words[0] for words in jobs()} == {"train", "tune", "evaluate", "predict"} <= names

@@ -14,15 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import DataError
-from pipelines.demo_baselines import (
-    Baselines,
-    baselines,
-    lzma_bits,
-    order0_bits,
-    order2_bits,
-    read_symbols,
-)
-from pipelines.demo_data import ALPHABET, DemoData, write_demo_data
+from pipelines.demo.baselines import Baselines, baselines, lzma_bits, order0_bits, order2_bits, read_symbols
+from pipelines.demo.data import ALPHABET, DemoData, write_demo_data
 
 V = len(ALPHABET)
 LISTS = pa.list_(pa.string())

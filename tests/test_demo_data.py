@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import ConfigError, ResourceError
-from pipelines.demo_data import (
+from pipelines.demo.data import (
     ALPHABET,
     SCHEMA,
     DemoData,

@@ -28,7 +28,7 @@ from model.features.fitted_columns import FittedColumns, column_stats, encode_ro
 from model.network.cells import Cell
 from model.network.network import build_network
 from model.scan.fragment_scan import fit_label
-from pipelines.cli import app
+from pipelines.cli.app import app
 
 # Each cell once, with each problem and prediction type; all over numbers, vectors, one-hot, several values, context.
 CASES: list[dict[str, Any]] = [

@@ -22,7 +22,7 @@ from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.parquet import find, read_fragment
 from pipelines.config import DataConfig, run_config
-from pipelines.train import train
+from pipelines.train.run import train
 
 TIMES = pa.array([0, 86_400_000_000, None], pa.timestamp("us"))
 TABLE = pa.table(

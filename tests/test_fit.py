@@ -26,11 +26,11 @@ from model.scan.fit_report import lines_of
 from model.scan.fragment_scan import fit_columns, read_columns, scan_fragment
 from model.settings import dump_yaml
 from model.tables.parquet import find_fragments
-from pipelines.cli import app
+from pipelines.cli.app import app
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest import scan as ingest
 from pipelines.ingest.fit_cache import check_fit, fitted_data, is_current, same
-from pipelines.train import train
+from pipelines.train.run import train
 from tune.sweep import prepare
 
 COLUMNS: dict[str, Any] = {

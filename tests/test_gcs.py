@@ -20,7 +20,7 @@ from model.errors import DataError
 from model.storage import filesystems as storage
 from model.tables.filters import Filter
 from model.tables.parquet import find, find_fragments, read_fragment
-from pipelines.predict import predict
+from pipelines.predict.run import predict
 
 pytestmark = pytest.mark.slow
 

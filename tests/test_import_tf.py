@@ -19,7 +19,7 @@ from model.settings.yaml_text import dump_plain
 from model.tf1.checkpoint import read_variables
 from model.tf1.import_bundle import Held, import_config, import_variables
 from model.tf1.variables import weights_from_variables
-from pipelines.cli import app
+from pipelines.cli.app import app
 
 REAL = Path(__file__).parent / "golden" / "tf_checkpoint"
 MODELS: list[dict[str, Any]] = json.loads((REAL / "manifest.json").read_text())

@@ -14,10 +14,10 @@ import pytest
 from model.batches.plan import Plan
 from model.errors import ConfigError, DataError
 from pipelines.config import RunConfig, run_config
-from pipelines.inspect import inspect_data
-from pipelines.inspect_estimates import unsorted_padding
-from pipelines.inspect_html import page
-from pipelines.inspect_report import report
+from pipelines.inspect.estimates import unsorted_padding
+from pipelines.inspect.html import page
+from pipelines.inspect.report import report
+from pipelines.inspect.run import inspect_data
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

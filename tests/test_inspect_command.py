@@ -16,11 +16,11 @@ import pytest
 from typer.testing import CliRunner
 
 from model.settings.yaml_text import parse_yaml
-from pipelines.charts import histogram, lines, tick_text
-from pipelines.cli import app
-from pipelines.dates import date_text, span_text
-from pipelines.html_report import byte_count, coded, number, share, short, shown_value
-from pipelines.inspect_html import where
+from pipelines.cli.app import app
+from pipelines.inspect.html import where
+from pipelines.report.charts import histogram, lines, tick_text
+from pipelines.report.formatting import date_text, span_text
+from pipelines.report.page import byte_count, coded, number, share, short, shown_value
 
 EVIL = "<script>alert('x')</script>"
 NAME = "kind & <b>"

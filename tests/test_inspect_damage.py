@@ -19,11 +19,11 @@ from model.errors import DataError
 from model.scan.fragment_scan import first_row, scan_fragment
 from model.tables import parquet
 from model.tables.parquet import find_fragments
-from pipelines.cli import app
+from pipelines.cli.app import app
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest.scan import prepare_run
-from pipelines.inspect import Inspection, inspect_data
-from pipelines.inspect_scan import Look, profile_fragment
+from pipelines.inspect.profile_task import Look, profile_fragment
+from pipelines.inspect.run import Inspection, inspect_data
 
 GROUPS, ROWS = 4, 30
 

@@ -15,9 +15,9 @@ import pytest
 from model.settings.yaml_text import parse_yaml
 from pipelines.config import run_config
 from pipelines.ingest.scan import prepare_run
-from pipelines.inspect import Inspection, inspect_data
-from pipelines.inspect_html import page
-from pipelines.inspect_report import report
+from pipelines.inspect.html import page
+from pipelines.inspect.report import report
+from pipelines.inspect.run import Inspection, inspect_data
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

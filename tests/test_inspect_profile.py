@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.inspect_profile import ColumnProfile, Places, profile_column
-from pipelines.inspect_relations import NEXT, PREVIOUS, Entries, Relation
-from pipelines.inspect_scan import FragmentProfile, Look, profile_table
-from pipelines.inspect_sketch import MOST_DISTINCT, MOST_TOP, Coded, Distinct, TopValues, hashes_of, readable
+from pipelines.inspect.column_profile import ColumnProfile, Places, profile_column
+from pipelines.inspect.label_relations import NEXT, PREVIOUS, Entries, Relation
+from pipelines.inspect.profile_task import FragmentProfile, Look, profile_table
+from pipelines.inspect.sketches import MOST_DISTINCT, MOST_TOP, Coded, Distinct, TopValues, hashes_of, readable
 
 
 def profiled(array: pa.Array, first: int = 0) -> ColumnProfile:

@@ -15,12 +15,12 @@ import pytest
 from model.settings.yaml_text import parse_yaml
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest.scan import prepare_run
-from pipelines.inspect import Inspection, inspect_data
-from pipelines.inspect_profile import profile_column
-from pipelines.inspect_propose import declaration
-from pipelines.inspect_report import report
-from pipelines.inspect_roles import Role
-from pipelines.train import train
+from pipelines.inspect.column_profile import profile_column
+from pipelines.inspect.proposal import declaration
+from pipelines.inspect.report import report
+from pipelines.inspect.roles import Role
+from pipelines.inspect.run import Inspection, inspect_data
+from pipelines.train.run import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

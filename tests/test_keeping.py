@@ -15,10 +15,10 @@ from model.bundle.bundle import Bundle, TrainingState, load_bundle, save_bundle
 from model.bundle.run_directory import pointed, resolve_bundle
 from model.errors import CheckpointError
 from model.storage import list_names
-from pipelines import keeping
-from pipelines.checkpoints import newest_whole
 from pipelines.config import RunTrainConfig
-from pipelines.worker import Report
+from pipelines.train import retention as keeping
+from pipelines.train.checkpoints import newest_whole
+from pipelines.train.loop import Report
 
 ROOT = Path(__file__).resolve().parents[1]
 

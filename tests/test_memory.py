@@ -20,9 +20,9 @@ from model.bundle.bundle import Bundle, save_bundle
 from model.errors import ResourceError
 from model.network.network import build_network
 from model.training.optimizers import FlatParameters
-from pipelines import memory
 from pipelines.config import RunConfig, run_config
-from pipelines.memory import MIB, Estimate
+from pipelines.train import memory_estimate as memory
+from pipelines.train.memory_estimate import MIB, Estimate
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = Estimate(100 * MIB, 300 * MIB, 400 * MIB, 200 * MIB, 0, 24 * MIB)
@@ -181,7 +181,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_trains(
     huge["columns"]["sequence"] = [
         {"type": "embedding", "dimension": 10_000, "source": {"type": "hash_bucket", "name": "kind", "buckets": 10**9}}
     ]
-    from pipelines.train import train
+    from pipelines.train.run import train
 
     pq.write_table(make_table(rows=20), tmp_path / "data.parquet")
     told: list[str] = []

@@ -21,12 +21,12 @@ import pytest
 
 from model.bundle.bundle import bundle_of, save_bundle
 from model.network.network import build_network
-from pipelines import inspect_html
 from pipelines.config import run_config
 from pipelines.ingest import scan as ingest
-from pipelines.inspect import inspect_data
-from pipelines.inspect_report import report
-from pipelines.training_report import write_report
+from pipelines.inspect import html as inspect_html
+from pipelines.inspect.report import report
+from pipelines.inspect.run import inspect_data
+from pipelines.report.training import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)

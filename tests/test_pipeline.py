@@ -21,15 +21,15 @@ from model.errors import ConfigError, DataError, TrainingError
 from model.scoring.evaluation import table_metrics
 from model.scoring.metrics import results
 from model.scoring.scorer import Scorer
-from pipelines import worker
 from pipelines.config import RunConfig, run_config
 from pipelines.evaluate import evaluate
 from pipelines.ingest import batches as batching
 from pipelines.ingest import scan as ingest
 from pipelines.ingest.batches import batches
 from pipelines.ingest.read_task import RowReader
-from pipelines.predict import predict
-from pipelines.train import train
+from pipelines.predict.run import predict
+from pipelines.train import loop as worker
+from pipelines.train.run import train
 from tune.reading import direct_batches
 
 pytestmark = pytest.mark.usefixtures("local_ray")

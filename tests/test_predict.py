@@ -20,12 +20,12 @@ from model.errors import ConfigError, DataError, StateError
 from model.scoring.scorer import Scorer
 from model.storage.atomic import appearing, parquet_output, remove_partial
 from model.tables import slices as blocks
-from pipelines.cli import app
-from pipelines.predict import predict
-from pipelines.predict_plan import plan_prediction
-from pipelines.predict_rows import RowPredictor
-from pipelines.prediction import Choices
-from pipelines.states import FINGERPRINT
+from pipelines.cli.app import app
+from pipelines.predict.plan import plan_prediction
+from pipelines.predict.prediction import Choices
+from pipelines.predict.run import predict
+from pipelines.predict.score_task import RowPredictor
+from pipelines.predict.state_files import FINGERPRINT
 
 NAN = float("nan")
 

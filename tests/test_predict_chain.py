@@ -19,8 +19,8 @@ from model.bundle.bundle import Bundle, save_bundle
 from model.errors import ConfigError, DataError, StateError
 from model.scoring.scorer import Scorer
 from model.storage import join
-from pipelines.predict import predict
-from pipelines.states import FINGERPRINT
+from pipelines.predict.run import predict
+from pipelines.predict.state_files import FINGERPRINT
 
 STEPS = ("x", "vector", "kind", "tags")
 WHOSE = "needs to know whose states they are: name the key's column by --key"

@@ -15,11 +15,11 @@ from model.bundle.bundle import save_bundle
 from model.errors import DataError, DecodeError
 from model.scoring.scorer import Scorer
 from model.tables.slices import read_slices
-from pipelines.cli import app
-from pipelines.predict import PredictResult, predict
-from pipelines.predict_plan import plan_prediction
-from pipelines.prediction import Choices
-from pipelines.setting_aside import SettingAside, told_set_aside
+from pipelines.cli.app import app
+from pipelines.predict.bad_rows import SettingAside, told_set_aside
+from pipelines.predict.plan import plan_prediction
+from pipelines.predict.prediction import Choices
+from pipelines.predict.run import PredictResult, predict
 
 ROWS, GROUP = 60, 20
 NAN = float("nan")

@@ -14,8 +14,22 @@ import pytest
 from model.bundle.bundle import save_bundle
 from model.errors import DataError
 from model.scoring.scorer import Scorer
-from pipelines import chain_keys, chain_local, chain_run, chain_tasks, keys
-from pipelines.predict import predict
+from pipelines.predict import (
+    chain_in_place as chain_local,
+)
+from pipelines.predict import (
+    chain_locality as chain_keys,
+)
+from pipelines.predict import (
+    chain_run,
+)
+from pipelines.predict import (
+    chain_shuffle as chain_tasks,
+)
+from pipelines.predict import (
+    entity_keys as keys,
+)
+from pipelines.predict.run import predict
 
 NAN, SOAK = float("nan"), pytest.mark.soak
 BUILT_IN = ("lstm", "gru", "gru_reset_before", "basic_rnn")

@@ -18,10 +18,24 @@ import pytest
 
 from model.errors import DataError, DynamicRnnError
 from model.settings import build
-from pipelines import prepare as pipeline
-from pipelines import prepare_order, prepare_plan, prepare_read, prepare_spill, prepare_tasks
-from pipelines.prepare import PrepareResult, prepare
-from pipelines.prepare_settings import PrepareSettings
+from pipelines.prepare import (
+    plan as prepare_plan,
+)
+from pipelines.prepare import (
+    read as prepare_read,
+)
+from pipelines.prepare import run as pipeline
+from pipelines.prepare import (
+    sort as prepare_order,
+)
+from pipelines.prepare import (
+    sorted_runs as prepare_spill,
+)
+from pipelines.prepare import (
+    tasks as prepare_tasks,
+)
+from pipelines.prepare.run import PrepareResult, prepare
+from pipelines.prepare.settings import PrepareSettings
 from pipelines.tasks.messages import outcome, value_of
 
 START = datetime.datetime(2026, 1, 1)

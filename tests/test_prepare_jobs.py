@@ -20,12 +20,12 @@ from typer.testing import CliRunner
 
 from model.errors import ConfigError, DataError
 from model.settings import build
-from pipelines import prepare_work
-from pipelines.cli import app
+from pipelines.cli.app import app
 from pipelines.config import run_config
 from pipelines.ingest import scan as ingest
-from pipelines.prepare import PrepareResult, prepare
-from pipelines.prepare_settings import PrepareSettings
+from pipelines.prepare import workspace as prepare_work
+from pipelines.prepare.run import PrepareResult, prepare
+from pipelines.prepare.settings import PrepareSettings
 from pipelines.tasks.messages import outcome, value_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -303,7 +303,7 @@ def test_events_and_sequences_may_lie_in_an_object_store(
     bucket: str, events: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from model.storage import find_files, resolve
-    from pipelines import prepare as pipeline
+    from pipelines.prepare import run as pipeline
 
     def one_after_another(task: Any, todo: Any, workers: int | None) -> Iterator[tuple[int, Any]]:
         for number in todo:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from model.bundle.bundle import Bundle, save_bundle
 from model.bundle.run_directory import point_to
-from pipelines.cli import app
+from pipelines.cli.app import app
 from pipelines.tracking.followers import Outcome
 from pipelines.tracking.run_status import StatusFile, list_runs
 

@@ -26,7 +26,7 @@ from model.storage import filesystems as storage
 from model.tables.filters import Filter
 from model.tables.parquet import find, find_fragments, is_stored, read_fragment
 from model.tables.slices import Block, read_slices
-from pipelines.cli import app
+from pipelines.cli.app import app
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {
@@ -206,7 +206,7 @@ def test_uris_of_other_stores_are_read_without_a_request() -> None:
 def test_inspect_writes_its_outputs_where_the_data_lie(
     bucket: str, tmp_path: Path, make_table: Callable[..., pa.Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.cli import app
+    from pipelines.cli.app import app
     from pipelines.config import load_run
 
     monkeypatch.chdir(tmp_path)

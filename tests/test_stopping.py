@@ -11,7 +11,7 @@ import pytest
 from model.bundle.bundle import Bundle
 from model.errors import ConfigError
 from model.features.fitted_columns import EncodedRows, encode_rows
-from pipelines.stopping import Clock, EarlyStopping, EarlyStoppingConfig, Rules
+from pipelines.train.stopping import Clock, EarlyStopping, EarlyStoppingConfig, Rules
 
 
 @pytest.fixture

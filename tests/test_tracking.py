@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.errors import ConfigError
 from pipelines.config import RunConfig, run_config
 from pipelines.tracking.followers import followed
-from pipelines.worker import Progress
+from pipelines.train.loop import Progress
 
 # SQLAlchemy's and protobuf's own modules use what they have deprecated.
 pytestmark = [
@@ -152,7 +152,7 @@ def test_a_training_is_followed_to_its_bundle(
     from mlflow.artifacts import download_artifacts
 
     from model.bundle.bundle import load_bundle
-    from pipelines.train import train
+    from pipelines.train.run import train
 
     uri = database(tmp_path)
     pq.write_table(make_table(rows=60), tmp_path / "data.parquet")

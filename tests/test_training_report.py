@@ -20,7 +20,7 @@ from model.scoring.diagnostics import calibration_error, diagnose, residual_hist
 from model.scoring.metrics import batch_state, merged, results
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest import scan as ingest
-from pipelines.training_report import class_table, curves, errors_by_length, figures, sampled, write_report
+from pipelines.report.training import class_table, curves, errors_by_length, figures, sampled, write_report
 
 PROBLEMS = [
     ("classification", "multiple_value"),
@@ -115,7 +115,7 @@ def run_on(tmp_path: Path) -> Callable[..., RunConfig]:
 def test_a_training_ends_with_a_page_that_loads_and_runs_nothing(
     run_on: Callable[..., RunConfig], make_table: MakeTable, make_config: Callable[..., Any]
 ) -> None:
-    from pipelines.train import train
+    from pipelines.train.run import train
 
     table = make_table("classification", "single_value", rows=80, seed=1)
     names = pa.array([["<script>", "b & c", "c"][value] for value in table["y"].to_pylist()])
@@ -185,7 +185,7 @@ def test_a_sample_of_the_rows_bounds_what_the_report_takes(monkeypatch: pytest.M
 
     index = DataIndex((Fragment("a", 0, 60), Fragment("b", 0, 40)), np.full(100, 10), np.arange(100) % 2 == 0)
     assert sampled(index).tolist() == list(range(0, 100, 2))
-    monkeypatch.setattr("pipelines.training_report.SAMPLE_STEPS", 200)
+    monkeypatch.setattr("pipelines.report.training.SAMPLE_STEPS", 200)
     chosen = sampled(index)
     assert len(chosen) == 17
     assert set(chosen) <= set(range(0, 100, 2))

@@ -21,7 +21,7 @@ from model.bundle.run_directory import checkpoint_names
 from model.errors import DataError, TrainingError
 from model.storage import list_names
 from pipelines.config import RunConfig, run_config
-from pipelines.train import train
+from pipelines.train.run import train
 
 MODEL = {
     "problem_type": "classification",

@@ -24,12 +24,12 @@ from model.bundle.run_directory import resolve_bundle
 from model.errors import ConfigError, TrainingError
 from model.scoring.evaluation import table_metrics
 from model.scoring.metrics import results
-from pipelines import worker
 from pipelines.config import RunConfig, load_run, run_config
 from pipelines.ingest import batches as batching
 from pipelines.ingest import scan as ingest
 from pipelines.ingest.read_task import RowReader
 from pipelines.tracking.run_status import list_runs
+from pipelines.train import loop as worker
 from tune.config import tune_config
 from tune.points import trial_run
 from tune.reading import direct_batches

@@ -23,7 +23,7 @@ def heard(rank: int, *, meetings: int, waiting: float | None = None, ago: float 
     """A word of a worker that came `ago` seconds before NOW; `waiting` seconds at NOW."""
     process = Process(f"node{rank}", f"10.0.0.{rank}", 100 + rank, 0.0)
     seconds = None if waiting is None else waiting - ago
-    beat = Beat("head:29500", rank, world, process, meetings, seconds, f"step {meetings}", "pipelines/worker.py:97")
+    beat = Beat("head:29500", rank, world, process, meetings, seconds, f"step {meetings}", "pipelines/train/loop.py:97")
     return Heard(beat, NOW - ago)
 
 
@@ -37,7 +37,7 @@ def test_a_worker_that_has_not_come_is_named_with_its_place() -> None:
     assert judged(heard(0, meetings=12, waiting=201), heard(1, meetings=11)) == (
         [1],
         "all workers must meet in step 12 within 200 s, but rank 0 waits there for rank 1 (process 101 on 10.0.0.1), "
-        "which is in step 11 at pipelines/worker.py:97: look at what keeps it, or raise "
+        "which is in step 11 at pipelines/train/loop.py:97: look at what keeps it, or raise "
         "resources.collective_timeout_seconds",
     )
 
@@ -46,8 +46,8 @@ def test_a_worker_that_fell_silent_in_the_meeting_itself_is_named() -> None:
     assert judged(heard(0, meetings=12, waiting=201), heard(1, meetings=12, waiting=300, ago=202)) == (
         [1],
         "all workers must meet in step 12 within 200 s, but rank 0 waits there for rank 1 (process 101 on 10.0.0.1), "
-        "which has been silent for 202 s, since it was in step 12 at pipelines/worker.py:97: look at what keeps it, or "
-        "raise resources.collective_timeout_seconds",
+        "which has been silent for 202 s, since it was in step 12 at pipelines/train/loop.py:97: look at what keeps "
+        "it, or raise resources.collective_timeout_seconds",
     )
 
 

@@ -30,7 +30,7 @@ from pipelines.ingest.fit_cache import fitted_data
 from pipelines.supervision.driver_channel import mailbox
 from pipelines.supervision.telemetry import listening
 from pipelines.tracking.run_status import status_kept
-from pipelines.train import interruptible
+from pipelines.train.run import interruptible
 from tune.check import RAY_TRAIN, RAY_TUNE, check_sweep
 from tune.collect import collected
 from tune.config import TuneConfig

@@ -1,4 +1,4 @@
-"""What runs in a trial's process: `pipelines.worker.run`, the loop of every training, with Ray Tune's report.
+"""What runs in a trial's process: `pipelines.train.loop.run`, the loop of every training, with Ray Tune's report.
 
 A trial of one worker trains right here. One of several workers starts Ray Train's workers from here and passes on
 what they report; that start takes ten seconds and more, so it is for trials that need it.
@@ -21,7 +21,6 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from model.bundle.bundle import Bundle, TrainingState, load_bundle, load_training_state, save_bundle
 from model.errors import DynamicRnnError, to_plain
 from model.storage import exists, join
-from pipelines import train, worker
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest import scan as ingest
 from pipelines.ingest.read_task import RowReader
@@ -30,6 +29,8 @@ from pipelines.supervision.heartbeat import Pulse
 from pipelines.supervision.ray_trainer import Trainer
 from pipelines.supervision.telemetry import Telemetry
 from pipelines.supervision.watchdog import watching
+from pipelines.train import loop as worker
+from pipelines.train import run as train
 from tune.check import RAY_TRAIN
 from tune.config import TuneConfig, tune_config
 from tune.points import Point, trial_run
@@ -208,7 +209,7 @@ def train_loop(given: dict[str, Any]) -> None:
 
 
 def train_rank(given: dict[str, Any], pulse: Pulse) -> None:
-    """As `pipelines.train` does, on the sweep's data with the trial's run."""
+    """As `pipelines.train.run` does, on the sweep's data with the trial's run."""
     import torch
 
     config = run_config(given["sweep"], where="the sweep's run.yaml")

@@ -15,13 +15,13 @@ import ray.tune
 from model.batches.plan import DataIndex
 from model.storage import join, list_names
 from model.training.truncation import segment_count
-from pipelines import worker
 from pipelines.cluster.capacity import SPARE_CPUS, available_gpus
 from pipelines.cluster.machine import cpu_count
 from pipelines.config import RunConfig
 from pipelines.supervision.telemetry import Telemetry
-from pipelines.train import gpus_for
-from pipelines.turns import epoch_steps
+from pipelines.train import loop as worker
+from pipelines.train.run import gpus_for
+from pipelines.train.steps import epoch_steps
 from tune.check import RAY_TUNE
 from tune.config import DEFAULT_TRIALS, TuneConfig
 from tune.following import RemindedAsha, Reporter, directory_of

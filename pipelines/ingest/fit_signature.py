@@ -13,7 +13,7 @@ from model.columns import Vocabulary, Weighted
 from model.columns.config import source_of
 from model.storage import exists, find_files, join, read_bytes, remove_file, resolve, write_bytes
 from pipelines.config import RunConfig
-from pipelines.resume import flat
+from pipelines.train.resume import flat
 
 SIGNATURE = "data/signature.json"
 FITTED = (

@@ -17,8 +17,8 @@ from model.errors import ConfigError
 from model.storage import copy_tree, exists, join, read_bytes, write_bytes
 from pipelines.config import RunConfig
 from pipelines.console import TrainingProgress
-from pipelines.resume import flat
 from pipelines.tracking_config import MlflowConfig
+from pipelines.train.resume import flat
 
 if TYPE_CHECKING:
     from pipelines.tracking.followers import Outcome

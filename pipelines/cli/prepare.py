@@ -1,0 +1,149 @@
+"""The command that makes sequences of an event table: prepare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pipelines.cli.options import Address, local_cpus, ray_for
+from pipelines.console import Console
+
+PHASES = {"partition": "sorting events", "detect": "looking for context columns", "build": "writing sequences"}
+Names = list[str] | None
+
+
+def prepare(
+    context: typer.Context,
+    events: Annotated[
+        str, typer.Argument(metavar="EVENTS", help="Parquet file, directory, glob or URI: one row an event")
+    ],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="new directory for the sequences")],
+    key: Annotated[str, typer.Option("--key", metavar="COLUMN", help="names the entity whose events form sequences")],
+    time: Annotated[
+        str, typer.Option("--time", metavar="COLUMN", help="orders the events; equal times keep their order")
+    ],
+    columns: Annotated[
+        Names, typer.Option("--columns", metavar="COLUMN", help="becomes lists (repeatable); default: all others")
+    ] = None,
+    context_columns: Annotated[
+        Names, typer.Option("--context", metavar="COLUMN", help="has one value a key (repeatable)")
+    ] = None,
+    detect_context: Annotated[
+        bool, typer.Option("--detect-context/--no-detect-context", help="find more of them, unless --columns is given")
+    ] = True,
+    label: Annotated[
+        str | None, typer.Option("--label", metavar="COLUMN", help="what to predict: the value at a sequence's end")
+    ] = None,
+    label_shift: Annotated[
+        int, typer.Option("--label-shift", metavar="N", min=0, help="predict at each event the value N events later")
+    ] = 0,
+    label_change: Annotated[
+        bool, typer.Option("--label-change", help="with --label-shift: predict the change until then, not the value")
+    ] = False,
+    time_delta: Annotated[
+        str | None, typer.Option("--time-delta", metavar="NAME", help="new column: seconds since the event before")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", metavar="N", min=1, help="cut sequences after N events")
+    ] = None,
+    gap: Annotated[
+        str | None, typer.Option("--gap", help="cut where no event came for longer: 90s, 30m, 12h, 7d, or a number")
+    ] = None,
+    split_by_time: Annotated[
+        str | None,
+        typer.Option(
+            "--split-by-time", metavar="T[,T]", help="write train/, from T on validation/, from the second test/"
+        ),
+    ] = None,
+    on_bad_rows: Annotated[
+        Literal["error", "skip"], typer.Option("--on-bad-rows", help="events without key or time: stop, or leave out")
+    ] = "error",
+    row_group_rows: Annotated[
+        int, typer.Option("--row-group-rows", metavar="N", min=1, help="sequences of a row group at most")
+    ] = 1024,
+    task_mebibytes: Annotated[
+        int, typer.Option("--task-mebibytes", metavar="N", min=1, help="events that a task sorts in memory, in MiB")
+    ] = 64,
+    workers: Annotated[int | None, typer.Option("--workers", metavar="N", min=1, help="tasks at once at most")] = None,
+    address: Address = None,
+) -> None:
+    """Turn an event table into sequences: group by key, order by time, cut. When stopped, it goes on where it was."""
+    from model.settings import build
+    from pipelines.prepare.run import finished
+    from pipelines.prepare.settings import PrepareSettings
+
+    given = {
+        "key": key,
+        "time": time,
+        "columns": columns or None,
+        "context": context_columns or (),
+        "detect_context": detect_context,
+        "label": label,
+        "label_shift": label_shift,
+        "label_change": label_change,
+        "time_delta": time_delta,
+        "max_length": max_length,
+        "gap": gap,
+        "split_by_time": tuple(each.strip() for each in split_by_time.split(",")) if split_by_time else (),
+        "on_bad_rows": on_bad_rows,
+        "row_group_rows": row_group_rows,
+        "task_mebibytes": task_mebibytes,
+    }
+    settings = build(PrepareSettings, given, where="prepare")
+    result = finished(events, output, settings)  # before Ray starts: a mistake is told at once
+    if result is None:
+        result = prepare_events(context, events, output, settings, workers=workers, address=address)
+    else:
+        context.obj.note(f"{output} holds these sequences already")
+    tell(context.obj, result)
+
+
+def prepare_events(
+    context: typer.Context, events: str, output: str, settings: Any, *, workers: int | None, address: str | None
+) -> Any:
+    """Prepares on a Ray of our own or the one at `address`."""
+    from pipelines.prepare.run import prepare as prepare_sequences
+
+    # A private Ray has CPUs to spare that the machine has not; a cluster's are what it has.
+    tasks = workers or (local_cpus() if address is None else None)
+    with ray_for(context, tasks or local_cpus(), address), phases(context.obj) as progress:
+        try:
+            return prepare_sequences(events, output, settings, workers=tasks, progress=progress)
+        except KeyboardInterrupt:
+            context.obj.note(f"stopped: nothing is in {output} yet; the same command goes on where this one was")
+            raise
+
+
+@contextmanager
+def phases(console: Console) -> Iterator[Any]:
+    """Gives a callback (phase, done, total) that shows a bar for each phase in turn."""
+    shown: dict[str, Any] = {}
+    with ExitStack() as bars:
+
+        def progress(phase: str, done: int, total: int) -> None:
+            if phase not in shown:
+                bars.close()
+                shown[phase] = bars.enter_context(console.counting(PHASES[phase]))
+            shown[phase](done, total)
+
+        yield progress
+
+
+def tell(console: Console, result: Any) -> None:
+    """The summary of a preparation."""
+    rows: dict[str, Any] = {"events": f"{result.events:,} of {result.keys:,} keys"}
+    for split, count in result.sequences.items():
+        spread = ", ".join(f"{name} {length:,}" for name, length in result.lengths[split].items())
+        rows[f"{split} sequences".strip()] = f"{count:,}; events of one: {spread}" if spread else "none"
+    rows["lists"] = ", ".join(result.sequence_columns)
+    rows["context"] = ", ".join(
+        f"{name} (detected)" if name in result.detected_context else name for name in result.context_columns
+    )
+    if result.unlabelled_events:
+        rows["left out, no later value"] = f"{result.unlabelled_events:,} events"
+    if result.bad_events:
+        rows["left out, no key or time"] = f"{result.bad_events:,} events, kept in _quarantine"
+    console.table(f"sequences: {result.directory}", {name: value or "none" for name, value in rows.items()})

@@ -1,0 +1,175 @@
+"""The plan of a batch prediction: choices, bundle, footers and output checked before Ray starts or a byte is written.
+
+Knows no Ray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from model.bundle.run_directory import resolve_bundle
+from model.errors import DataError
+from model.registry import import_plugins
+from model.scan.fragment_scan import optional_columns
+from model.storage import absolute, join
+from model.tables import slices as cutting
+from model.tables.arrow_lists import is_list
+from model.tables.parquet import find_fragments
+from model.tables.slices import Block, Footer, cut, read_footers, schemas_of
+from pipelines.predict.bad_rows import QUARANTINE, SettingAside
+from pipelines.predict.chain_locality import MOST_LOCAL_ROWS, OPEN_BYTES
+from pipelines.predict.entity_keys import key_types
+from pipelines.predict.output_claim import Claim, check_claim, digest_of
+from pipelines.predict.prediction import ORDER, Chain, Choices, Prediction
+from pipelines.predict.state_files import STATES, States, check_state_columns, find_states, refuse_states_in_data
+
+if TYPE_CHECKING:
+    from model.scoring.scorer import Scorer
+
+PARTITION_BYTES = 64 << 20  # of rows and results, on average: about what one task holds
+PARTITION_ROWS = 4096  # small data are parted, too, so that several processes have something to do
+FEW_PARTITIONS, MOST_PARTITIONS = 32, 1024
+
+
+def plan_prediction(bundle: str, data: str, output: str, choices: Choices) -> Prediction:
+    """What `pipelines.predict.run.predict` is going to do; its errors, as far as footers tell."""
+    from model.bundle.bundle import load_bundle
+    from model.scoring.scorer import Scorer
+
+    import_plugins(choices.plugins)
+    path, target = resolve_bundle(bundle), absolute(output)
+    scorer = Scorer(load_bundle(path), probabilities=choices.probabilities)
+    inputs = scorer.columns.input_names
+    needed = [*inputs, *choices.key, *(choices.keep or ())]
+    fragments = find_fragments(data, needed, optional=optional_columns(scorer.config))
+    footers = read_footers([fragment.file for fragment in fragments])
+    schemas = schemas_of(fragments, footers)
+    keep = _kept(choices, schemas)
+    check_state_columns(schemas, scorer.state_spec)
+    row_bytes, step_bytes = computed_bytes(scorer)
+    blocks = cut(fragments, footers, [*inputs, *keep], row_bytes=row_bytes, step_bytes=step_bytes)
+    chain, states_digest = plan_chain(choices, scorer, target, blocks, schemas) if choices.key else (None, None)
+    claim = claim_of(choices, scorer, data, footers, keep) | {
+        "content of the initial states": states_digest,
+        "way of cutting": [sum(block.slices for block in blocks), *(() if chain is None else _chaining(chain))],
+    }
+    check_claim(target, claim)
+    if chain is not None:
+        check_claim(chain.states, claim)
+    return Prediction(
+        bundle=path,
+        fingerprint=scorer.fingerprint,
+        plugins=choices.plugins,
+        columns=scorer.columns,
+        state_spec=scorer.state_spec,
+        probabilities=scorer.probabilities,
+        predicted=scorer.to_arrow({}, np.zeros(0, np.int64)).schema,
+        output=target,
+        keep=keep,
+        blocks=blocks,
+        setting_aside=SettingAside(choices.on_bad_rows, join(target, QUARANTINE)),
+        chain=chain,
+        claim=claim,
+    )
+
+
+def _kept(choices: Choices, schemas: Mapping[str, pa.Schema]) -> tuple[str, ...]:
+    """The columns that are carried through: the keys, and those chosen or else all of the first file that are no lists.
+
+    DataError where another file lacks one of them.
+    """
+    first = next(iter(schemas.values()))
+    plain = [field.name for field in first if not is_list(field.type) and not pa.types.is_null(field.type)]
+    chosen = plain if choices.keep is None else choices.keep
+    kept = tuple(dict.fromkeys([*choices.key, *chosen]))
+    for file, schema in schemas.items():
+        for name in kept:
+            if name not in schema.names:
+                raise DataError(
+                    "is not in the file, but in others; choose by --keep what is carried through",
+                    file=file,
+                    column=name,
+                )
+    return kept
+
+
+def computed_bytes(scorer: Scorer) -> tuple[int, int]:
+    """What is computed, in bytes: for a row (its state), and for each of its steps."""
+    row_bytes = 4 * sum(component.numel for component in scorer.state_spec.components)
+    values = len(scorer.label.class_values) if scorer.probabilities else 1
+    return (row_bytes, 4 * values) if scorer.label.per_step else (row_bytes + 4 * values, 0)
+
+
+def claim_of(choices: Choices, scorer: Scorer, data: str, footers: Mapping[str, Footer], keep: Sequence[str]) -> Claim:
+    """All that decides about the output."""
+    return {
+        "bundle": scorer.fingerprint,
+        "input": absolute(data),
+        "content of the input": digest_of(footers),
+        "choice of columns": list(keep),
+        "choice of probabilities": scorer.probabilities,
+        "key": list(choices.key),
+        "place of initial states": None if choices.state_from is None else absolute(choices.state_from),
+        "place of final states": None if choices.states_to is None else absolute(choices.states_to),
+        "choice of --states-only": choices.states_only,
+        "treatment of bad rows": choices.on_bad_rows,
+    }
+
+
+# Chains ---------------------------------------------------------------------------------------------------------------
+
+
+def plan_chain(
+    choices: Choices, scorer: Scorer, target: str, blocks: Sequence[Block], schemas: Mapping[str, pa.Schema]
+) -> tuple[Chain, str | None]:
+    """How rows are chained by their key, and a digest of the states that they go on from."""
+    states = target if choices.states_only else absolute(choices.states_to or join(target, STATES))
+    refuse_states_in_data(schemas, scorer.state_spec)
+    given = States((), {}, None)
+    if choices.state_from is not None:
+        given = find_states(choices.state_from, scorer.state_spec, choices.key, scorer.fingerprint, new=states)
+    chain = Chain(
+        keys=key_types(choices.key, {**schemas, **given.schemas}),
+        ordered=is_ordered(schemas),
+        state_blocks=given.blocks,
+        states=states,
+        states_only=choices.states_only,
+        partitions=partition_count([*blocks, *given.blocks]),
+        chunk_rows=max(1, int(PARTITION_BYTES / (bytes_of(blocks) / sum(block.fragment.rows for block in blocks)))),
+    )
+    return chain, given.digest
+
+
+def _chaining(chain: Chain) -> tuple[int, ...]:
+    """What decides how chained rows are parted, and whether they are."""
+    return chain.partitions, MOST_LOCAL_ROWS, OPEN_BYTES
+
+
+def is_ordered(schemas: Mapping[str, pa.Schema]) -> bool:
+    """Whether the data have the column that orders the rows of a key; DataError where not all files agree."""
+    having = [file for file, schema in schemas.items() if ORDER in schema.names]
+    for file, schema in schemas.items():
+        if having and file not in having:
+            raise DataError(f"must be in all files or in none, but is in {having[0]}", file=file, column=ORDER)
+        if having and not pa.types.is_integer(schema.field(ORDER).type):
+            raise DataError(
+                f"must hold whole numbers, but its type is {schema.field(ORDER).type}", file=file, column=ORDER
+            )
+    return bool(having)
+
+
+def bytes_of(blocks: Sequence[Block]) -> float:
+    """Decoded values and results of blocks, as far as their slices tell: at most this."""
+    return sum(block.fragment.rows * cutting.SLICE_BYTES / block.slice_rows for block in blocks)
+
+
+def partition_count(blocks: Sequence[Block]) -> int:
+    """Into how many parts keys are hashed. A function of the data alone: so a run that goes on finds its parts."""
+    rows = sum(block.fragment.rows for block in blocks)
+    count = max(math.ceil(bytes_of(blocks) / PARTITION_BYTES), min(FEW_PARTITIONS, rows // PARTITION_ROWS))
+    return max(1, min(MOST_PARTITIONS, count))

@@ -1,0 +1,4 @@
+"""Charts, pages and numbers for people; the report of a training.
+
+May import: pipelines.config, pipelines.ingest, model.
+"""
