@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from model.errors import DynamicRnnError
-from serve.media import ARROW
+from serve.wire.media_types import ARROW
 
 if TYPE_CHECKING:
     import pyarrow as pa

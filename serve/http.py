@@ -16,19 +16,13 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from model.scoring.scorer import Scored
-from serve.arrow_codec import ArrowDecoder, encode_arrow
-from serve.codec import JsonDecoder, encode_json
 from serve.config import LimitsConfig
-from serve.errors import RequestError, all_rows_bad
-from serve.inputs import Inputs, RequestRows
-from serve.media import ARROW, JSON
-from serve.schemas import (
-    ErrorResponse,
-    Health,
-    ModelDescription,
-    PredictRequest,
-    PredictResponse,
-)
+from serve.wire.arrow_codec import ArrowDecoder, encode_arrow
+from serve.wire.errors import RequestError, all_rows_bad
+from serve.wire.inputs import Inputs, RequestRows
+from serve.wire.json_codec import JsonDecoder, encode_json
+from serve.wire.media_types import ARROW, JSON
+from serve.wire.schemas import ErrorResponse, Health, ModelDescription, PredictRequest, PredictResponse
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _REFUSALS = {

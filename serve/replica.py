@@ -8,11 +8,11 @@ from fastapi import FastAPI
 
 from model.registry import import_plugins
 from model.scoring.scorer import Scored, Scorer, prediction_names
-from serve.batching import Batcher
 from serve.config import ServeConfig
+from serve.dynamic_batching import Batcher
 from serve.http import Service, build_api
-from serve.inputs import Inputs
-from serve.schemas import InputColumn, ModelDescription, StateColumn
+from serve.wire.inputs import Inputs
+from serve.wire.schemas import InputColumn, ModelDescription, StateColumn
 
 _WARM_UP_STEPS = (1, 8)  # the path of one event, and that of many
 _logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.scoring.scorer import Scored
-from serve.batching import Batcher
+from serve.dynamic_batching import Batcher
 
 
 def numbers(first: int, rows: int) -> pa.Table:

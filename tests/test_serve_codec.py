@@ -18,11 +18,11 @@ from model.features.fitted_columns import FittedColumns
 from model.features.numeric import FittedNumeric
 from model.scoring.scorer import Scored
 from model.state import StateSpec
-from serve.arrow_codec import ArrowDecoder, encode_arrow
-from serve.codec import JsonDecoder, encode_json, to_lists
 from serve.config import LimitsConfig
-from serve.errors import RequestError
-from serve.inputs import Inputs, RequestRows
+from serve.wire.arrow_codec import ArrowDecoder, encode_arrow
+from serve.wire.errors import RequestError
+from serve.wire.inputs import Inputs, RequestRows
+from serve.wire.json_codec import JsonDecoder, encode_json, to_lists
 
 LIMITS = LimitsConfig(max_sequences_per_request=8, max_steps_per_request=20, max_string_length=10)
 STATE = {"rnn_cell_state_0": [1, 2], "rnn_cell_state_1": [0.5, -0.5]}

@@ -20,7 +20,7 @@ from serve.client import Client, ClientError
 from serve.config import LimitsConfig, ServeConfig
 from serve.http import Service, build_api
 from serve.replica import Replica
-from serve.schemas import Health, ModelDescription, PredictResponse
+from serve.wire.schemas import Health, ModelDescription, PredictResponse
 
 CONFIG = ServeConfig(limits=LimitsConfig(max_body_bytes=20_000, max_sequences_per_request=16))
 INPUTS = ("x", "vector", "kind", "tags", "age", "country")

@@ -50,10 +50,10 @@ from model.scoring.scorer import Scorer
 from model.scoring.stepper import Stepper
 from model.tables.parquet import find_fragments, read_fragment
 from pipelines.ingest.read_task import ReadTask, Request, RowReader
-from serve.arrow_codec import ArrowDecoder
-from serve.codec import JsonDecoder
 from serve.config import LimitsConfig
-from serve.inputs import Inputs
+from serve.wire.arrow_codec import ArrowDecoder
+from serve.wire.inputs import Inputs
+from serve.wire.json_codec import JsonDecoder
 
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]

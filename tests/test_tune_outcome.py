@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from model.errors import ConfigError
-from tune.outcome import PROCESS_DIED, Trial, best_of, reason_of
 from tune.report import effects, trials_table
+from tune.trials import PROCESS_DIED, Trial, best_of, reason_of
 
 
 def a_trial(name: str, score: float, **changes: Any) -> Trial:

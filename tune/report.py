@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from tune.outcome import Trial, short_name, value_words
+from tune.trials import Trial, short_name, value_words
 
 if TYPE_CHECKING:
     from tune.sweep import SweepResult

@@ -32,12 +32,12 @@ from pipelines.supervision.telemetry import listening
 from pipelines.tracking.run_status import status_kept
 from pipelines.train.run import interruptible
 from tune.check import RAY_TRAIN, RAY_TUNE, check_sweep
-from tune.collect import collected
 from tune.config import TuneConfig
-from tune.following import following
-from tune.outcome import Trial, best_of, own_error
 from tune.points import best_run
+from tune.reporter import following
+from tune.results import collected
 from tune.trial import SAID
+from tune.trials import Trial, best_of, own_error
 from tune.tuner import gpus_per_trial, settled, tuner
 
 BEST_YAML = "best.yaml"

@@ -24,8 +24,8 @@ from pipelines.train.run import gpus_for
 from pipelines.train.steps import epoch_steps
 from tune.check import RAY_TUNE
 from tune.config import DEFAULT_TRIALS, TuneConfig
-from tune.following import RemindedAsha, Reporter, directory_of
 from tune.points import points, trial_run
+from tune.reporter import RemindedAsha, Reporter, directory_of
 from tune.trial import SCORE, Sweep, run_trial
 
 _NESTED_CPUS = 0.01  # of a trial that only waits for its workers: a whole CPU each could leave none for them

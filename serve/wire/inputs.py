@@ -15,7 +15,7 @@ from model.features.fitted_columns import FittedColumns
 from model.settings import did_you_mean
 from model.state import StateSpec
 from model.tables.arrow_lists import is_list
-from serve.errors import RequestError
+from serve.wire.errors import RequestError
 
 
 @dataclass(frozen=True)

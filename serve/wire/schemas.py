@@ -1,4 +1,5 @@
-"""The wire format of JSON requests and answers, as OpenAPI tells it. For documentation: `serve.codec` does the work.
+"""The wire format of JSON requests and answers, as OpenAPI tells it. For documentation: `serve.wire.json_codec` does
+the work.
 
 Validating requests through these models would cost more than scoring them does, and one bad row would fail them all;
 a test holds real answers against them instead.
@@ -10,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.media import ARROW, JSON
+from serve.wire.media_types import ARROW, JSON
 
 Value = str | int | float | None
 State = dict[str, list[float]]

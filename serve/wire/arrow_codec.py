@@ -14,10 +14,10 @@ import pyarrow.ipc
 from model.errors import DataError, StateError
 from model.scoring.scorer import Scored
 from model.tables.arrow_lists import Array, is_list, list_lengths, owner, plain, unnest
-from serve.arrow_stream import read_stream
 from serve.config import LimitsConfig
-from serve.errors import RequestError, row_error
-from serve.inputs import Inputs, RequestRows, check_count
+from serve.wire.arrow_stream import read_stream
+from serve.wire.errors import RequestError, row_error
+from serve.wire.inputs import Inputs, RequestRows, check_count
 
 ERROR = "error"
 

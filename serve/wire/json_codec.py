@@ -17,10 +17,10 @@ from model.errors import DataError, StateError
 from model.scoring.scorer import Scored
 from model.settings import did_you_mean
 from model.tables.arrow_lists import Array, is_list, plain, unnest
-from serve.cells import CellError, Leaf, ListOf, cell_of, shown
 from serve.config import LimitsConfig
-from serve.errors import RequestError, row_error
-from serve.inputs import Inputs, RequestRows, check_count
+from serve.wire.errors import RequestError, row_error
+from serve.wire.inputs import Inputs, RequestRows, check_count
+from serve.wire.json_values import CellError, Leaf, ListOf, cell_of, shown
 
 _SEQUENCE_KEYS = ("features", "state")
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from model.tables.arrow_lists import is_list
-from serve.errors import RequestError
-from serve.inputs import check_count
+from serve.wire.errors import RequestError
+from serve.wire.inputs import check_count
 
 # What the flatbuffer of an Arrow message holds, by field number: Message.header, DictionaryBatch.data,
 # RecordBatch.compression (Arrow's Message.fbs).

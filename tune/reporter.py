@@ -24,8 +24,8 @@ from model.errors import from_plain
 from model.storage import exists, join, read_bytes, write_bytes
 from tune.check import REPORTS
 from tune.config import TuneConfig
-from tune.outcome import in_words, reason_in, without_nan
 from tune.trial import FAILURE, LAST, METRICS, SCORE, decoded, scored
+from tune.trials import in_words, reason_in, without_nan
 
 
 @dataclass

@@ -12,10 +12,10 @@ from model.storage import exists, join
 from pipelines.config import RunConfig
 from tune.check import RAY_TRAIN
 from tune.config import DEFAULT_TRIALS, TuneConfig
-from tune.following import name_of
-from tune.outcome import Status, Trial, reason_of
 from tune.points import points
+from tune.reporter import name_of
 from tune.trial import FAILURE, LAST, METRICS, SCORE, WORST, decoded
+from tune.trials import Status, Trial, reason_of
 
 Report = tuple[Any, dict[str, Any]]  # a checkpoint and what was reported with it
 
