@@ -110,7 +110,8 @@ def worker_epoch(data: Path) -> Callable[[], tuple[int, int, int]]:
     """A function that iterates over one epoch's batches as the only worker of a training does: rows, real, padded."""
     from model.batches.plan import DataIndex, Plan
     from model.config import ModelConfig
-    from model.scan.fragment_scan import fit_columns, scan_fragment
+    from model.scan.fit import fit_columns
+    from model.scan.fragment_scan import scan_fragment
     from model.tables.parquet import find_fragments, read_fragment
     from pipelines.ingest.batches import batches
     from pipelines.ingest.read_task import RowReader

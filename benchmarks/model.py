@@ -26,8 +26,8 @@ import torch  # noqa: E402
 from benchmarks._common import Measure, arguments, at_least, at_most, race, told  # noqa: E402
 from model import DynamicRnnEstimator, PredictionType, ProblemType, real_valued_column  # noqa: E402
 from model.batches.collate import SequenceBatch, collate  # noqa: E402
+from model.batches.encode import encode_rows  # noqa: E402
 from model.estimator.arguments import declare  # noqa: E402
-from model.features.fitted_columns import encode_rows  # noqa: E402
 from model.training.trainer import Trainer  # noqa: E402
 
 B, T, D = 64, 100, 32

@@ -111,3 +111,8 @@ def from_plain(plain: dict[str, Any]) -> DynamicRnnError:
 
 def _kinds(kind: type[DynamicRnnError]) -> list[type[DynamicRnnError]]:
     return [kind, *(each for below in kind.__subclasses__() for each in _kinds(below))]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, for a one-line error of ours."""
+    return str(error).strip().split("\n", 1)[0].rstrip(".")

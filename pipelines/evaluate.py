@@ -9,17 +9,17 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from model.batches.plan import Fragment
+from model.batches.encode import encode_rows
 from model.bundle.run_directory import resolve_bundle
 from model.errors import ConfigError, DataError
-from model.features.fitted_columns import encode_rows
 from model.registry import import_plugins
 from model.scan.bad_rows import Reason, find_bad_rows, merged_reasons, reasons_of
-from model.scan.fragment_scan import first_row, optional_columns, read_columns
+from model.scan.needed_columns import optional_columns, read_columns
 from model.scoring.metrics import MetricState, merged, results
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
-from model.tables.parquet import find, is_stored, read_fragment
+from model.tables.fragments import Fragment
+from model.tables.parquet import find, first_row, is_stored, read_fragment
 from pipelines.ingest.row_counts import DataReport
 from pipelines.ingest.scan_task import Quarantine
 from pipelines.tasks.map import over_fragments
@@ -130,7 +130,7 @@ class FragmentEvaluator:
         return encode_rows(table, self.bundle.columns, self.bundle.label)
 
     def _metrics(self, table: pa.Table) -> MetricState:
-        from model.scoring.evaluation import table_metrics
+        from model.scoring.metrics import table_metrics
 
         if not table.num_rows:
             return {}

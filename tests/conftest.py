@@ -37,14 +37,16 @@ import yaml
 
 from model import registry
 from model.batches.collate import SequenceBatch, collate
-from model.batches.plan import DataIndex, Fragment, Plan
+from model.batches.encoded_rows import EncodedRows
+from model.batches.plan import DataIndex, Plan
 from model.bundle.bundle import Bundle, bundle_of, load_bundle
 from model.bundle.run_directory import pointed
 from model.config import ModelConfig
-from model.features.fitted_columns import EncodedRows, FittedColumns, column_stats
+from model.features.fitted_columns import FittedColumns, column_stats
 from model.features.labels import FittedLabel, PredictionType, ProblemType
 from model.network.network import build_network
 from model.storage import join
+from model.tables.fragments import Fragment
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=60)
 hypothesis.settings.load_profile("repeatable")

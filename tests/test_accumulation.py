@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from model.batches.collate import collate
-from model.batches.plan import DataIndex, Fragment, Plan
+from model.batches.encode import encode_rows
+from model.batches.encoded_rows import EncodedRows
+from model.batches.plan import DataIndex, Plan
 from model.bundle.bundle import Bundle
-from model.features.fitted_columns import EncodedRows, encode_rows
+from model.tables.fragments import Fragment
 from model.training.config import OptimizerConfig, TrainConfig
 from model.training.trainer import Trainer
 from model.training.truncation import Unrolling

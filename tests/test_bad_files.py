@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from model.batches.plan import Fragment
 from model.errors import DataError
-from model.scan.fragment_scan import SplitBy, scan_fragment
+from model.scan.fragment_scan import scan_fragment
+from model.scan.split import SplitBy
 from model.scoring.scorer import Scorer
+from model.tables.fragments import Fragment
 from model.tables.parquet import find_fragments, read_fragment
 
 ROOT = Path(__file__).resolve().parent.parent

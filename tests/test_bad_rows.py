@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.batches.plan import Fragment
 from model.bundle.bundle import save_bundle
 from model.errors import ConfigError, DataError
 from model.scan.bad_rows import Reason, common_widths, find_bad_rows, merged_reasons, reasons_of
-from model.scan.fragment_scan import FragmentScan, SplitBy, scan_fragment, training_rows
-from model.scoring.evaluation import table_metrics
-from model.scoring.metrics import results
+from model.scan.fragment_scan import FragmentScan, scan_fragment
+from model.scan.split import SplitBy, training_rows
+from model.scoring.metrics import results, table_metrics
 from model.tables.filters import Filter
+from model.tables.fragments import Fragment
 from model.tables.parquet import find_fragments
 from pipelines.config import RunConfig, run_config
 from pipelines.evaluate import evaluate

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.batches.collate import MAX_PADDED_STEPS, SequenceBatch, bounded, collate, pad
+from model.batches.encode import encode_rows
+from model.batches.encoded_rows import EncodedRows
 from model.features.encoded import Encoded
-from model.features.fitted_columns import EncodedRows, encode_rows
 
 LENGTHS = st.lists(st.integers(0, 5), max_size=6)
 

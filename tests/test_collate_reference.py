@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.batches.collate import SequenceBatch, collate
+from model.batches.encode import encode_rows
 from model.columns import ColumnsConfig
 from model.features.categorical import FittedIdentity, FittedVocabulary
-from model.features.fitted_columns import FittedColumns, encode_rows
+from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
 from model.features.numeric import FittedNumeric
 from model.state import StateSpec

@@ -17,6 +17,7 @@ import torch
 
 from model import registry
 from model.batches.collate import collate
+from model.batches.encode import encode_rows
 from model.columns import (
     Bucketized,
     ColumnsConfig,
@@ -40,7 +41,7 @@ from model.columns.config import needs_training_data
 from model.errors import ConfigError, DataError
 from model.features import quantile_sketch as quantiles
 from model.features import stats
-from model.features.fitted_columns import FittedColumns, column_stats, encode_rows
+from model.features.fitted_columns import FittedColumns, column_stats
 from model.features.hashing import cross, cross_start, fingerprint
 from model.features.stats import ColumnStats
 from model.network.network import InputLayer

@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import save_file
 
 from model.batches.collate import collate
+from model.batches.encode import encode_rows, padding_lookups
 from model.bundle.bundle import bundle_of, load_bundle, save_bundle
 from model.columns import (
     ColumnsConfig,
@@ -27,7 +28,7 @@ from model.columns import (
 )
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
-from model.features.fitted_columns import FittedColumns, column_stats, encode_rows, padding_lookups
+from model.features.fitted_columns import FittedColumns, column_stats
 from model.features.labels import FittedLabel
 from model.network.column_layers import Represent
 from model.network.network import InputLayer, RnnNetwork, build_network

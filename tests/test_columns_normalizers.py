@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from model.batches.encode import encode_rows
 from model.columns import ColumnsConfig, Numeric, real_valued_column
 from model.errors import ConfigError, DataError
-from model.features.fitted_columns import FittedColumns, column_stats, encode_rows
+from model.features.fitted_columns import FittedColumns, column_stats
 from model.features.numeric import FittedNumeric
 from model.registry import normalizer_name, register_normalizer
 from model.settings import build

@@ -14,6 +14,8 @@ import torch
 
 from model.batches.arrow_transport import from_arrow, to_arrow
 from model.batches.collate import collate
+from model.batches.encode import encode_rows
+from model.batches.encoded_rows import concat
 from model.columns import (
     ColumnsConfig,
     Embedding,
@@ -31,7 +33,7 @@ from model.columns import (
     weighted_sparse_column,
 )
 from model.errors import ConfigError, DataError
-from model.features.fitted_columns import FittedColumns, column_stats, concat, encode_rows
+from model.features.fitted_columns import FittedColumns, column_stats
 from model.features.hashing import cross, cross_start, fingerprint
 from model.network.network import InputLayer
 from model.settings import build

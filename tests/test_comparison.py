@@ -15,7 +15,8 @@ import pytest
 from model.config import ModelConfig
 from model.errors import DataError
 from model.features.ordered_merge import InOrder
-from model.scan.fragment_scan import fit_merged, scan_table
+from model.scan.fit import fit_merged
+from model.scan.fragment_scan import scan_table
 from model.scan.split_comparison import Comparison
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest import scan as ingest

@@ -11,12 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model.batches.plan import DataIndex, Fragment
+from model.batches.plan import DataIndex
 from model.config import ModelConfig
 from model.errors import DataError
-from model.scan.fragment_scan import fit_columns, index_of, optional_columns, read_columns, scan_fragment
+from model.scan.fit import fit_columns, index_of
+from model.scan.fragment_scan import scan_fragment
+from model.scan.needed_columns import optional_columns, read_columns
 from model.storage import stem
 from model.tables.filters import Filter
+from model.tables.fragments import Fragment
 from model.tables.parquet import find, find_fragments, read_fragment, read_whole_fragment
 from pipelines.ingest.read_task import Request, RowReader
 

@@ -22,8 +22,8 @@ from model import (
     sparse_column_with_integerized_feature,
 )
 from model.batches.collate import collate
+from model.batches.encode import encode_rows
 from model.errors import ConfigError, DataError
-from model.features.fitted_columns import encode_rows
 from model.network import heads as losses
 from model.training.config import OptimizerConfig
 from model.training.trainer import Trainer

@@ -18,16 +18,17 @@ from typer.testing import CliRunner
 
 from model import DynamicRnnEstimator, Scorer, load_bundle, real_valued_column, save_bundle
 from model.batches.collate import collate
+from model.batches.encode import encode_rows
 from model.bundle.bundle import Bundle, bundle_of
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError, NotFittedError
 from model.export.check import compare, sample
 from model.export.export import export
 from model.export.graphs import SequenceGraph, StepGraph
-from model.features.fitted_columns import FittedColumns, column_stats, encode_rows
+from model.features.fitted_columns import FittedColumns, column_stats
 from model.network.cells import Cell
 from model.network.network import build_network
-from model.scan.fragment_scan import fit_label
+from model.scan.fit import fit_label
 from pipelines.cli.app import app
 
 # Each cell once, with each problem and prediction type; all over numbers, vectors, one-hot, several values, context.

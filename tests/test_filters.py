@@ -16,10 +16,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.batches.plan import Fragment
 from model.errors import ConfigError, DataError
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
+from model.tables.fragments import Fragment
 from model.tables.parquet import find, read_fragment
 from pipelines.config import DataConfig, run_config
 from pipelines.train.run import train

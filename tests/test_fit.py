@@ -22,8 +22,10 @@ from model.features import stats
 from model.features.fitted_columns import FittedColumns, column_stats
 from model.features.ordered_merge import DataStats, InOrder, merged
 from model.features.stats import ColumnStats, key_stats, stats_of
+from model.scan.fit import fit_columns
 from model.scan.fit_report import lines_of
-from model.scan.fragment_scan import fit_columns, read_columns, scan_fragment
+from model.scan.fragment_scan import scan_fragment
+from model.scan.needed_columns import read_columns
 from model.settings import dump_yaml
 from model.tables.parquet import find_fragments
 from pipelines.cli.app import app

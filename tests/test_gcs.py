@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model.batches.plan import Fragment
 from model.bundle.bundle import load_bundle, save_bundle
 from model.bundle.run_directory import resolve_bundle
 from model.errors import DataError
 from model.storage import filesystems as storage
 from model.tables.filters import Filter
+from model.tables.fragments import Fragment
 from model.tables.parquet import find, find_fragments, read_fragment
 from pipelines.predict.run import predict
 

@@ -37,7 +37,8 @@ from model.estimator.inputs import rows_of
 from model.estimator.learned import Learned, StepInfo, save, start
 from model.estimator.row_sources import Encoder
 from model.network.network import RnnNetwork
-from model.scan.fragment_scan import fit_columns, scan_table
+from model.scan.fit import fit_columns
+from model.scan.fragment_scan import scan_table
 from model.tf1.variables import weights_from_variables
 from model.training.config import OptimizerConfig
 from model.training.trainer import Trainer

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.batches.collate import SequenceBatch, collate
+from model.batches.encode import encode_rows
+from model.batches.encoded_rows import EncodedRows
 from model.errors import DataError
-from model.features.fitted_columns import EncodedRows, encode_rows
 from model.features.labels import FittedLabel
 from model.network import heads
 from model.scoring import metrics
-from model.scoring.evaluation import table_metrics
+from model.scoring.metrics import table_metrics
 
 SHAPES = [(4, 3), (2, 0), (0, 3), (5,), (0,)]
 PROBLEMS = [("linear_regression", None), ("classification", 2), ("classification", 5)]

@@ -45,7 +45,7 @@ FIXED = {
 ALLOWED = FIXED | {
     "Makefile", ".ci", ".gitignore", "LICENSE", "CHANGELOG.md", "benchmarks", "docs", "examples",
 }  # fmt: skip
-MOST_FILE_LINES = 400
+MOST_FILE_LINES = 500
 MOST_FUNCTION_LINES = 40
 
 
@@ -402,7 +402,7 @@ REFUSED: list[tuple[Rule, str, str, int]] = [
     (nothing_is_unpickled_or_evaluated, "model/a.py", "np.load('x', allow_pickle=True)", 1),
     (modules_say_what_they_are, "model/a.py", "x = 1", 1),
     (modules_say_what_they_are, "model/__init__.py", "", 1),
-    (files_are_short, "model/a.py", "x = 1\n" * 401, 401),
+    (files_are_short, "model/a.py", "x = 1\n" * 501, 501),
     (functions_are_short, "model/a.py", "def f():\n" + "    x = 1\n" * 41, 1),
     (functions_are_short, "model/a.py", "class A:\n    async def f(self):\n" + "        x = 1\n" * 41, 2),
     (nothing_is_left_undone, "model/a.py", "x = 1\ny = 2  # TODO: z", 2),
@@ -420,7 +420,7 @@ ACCEPTED = {
     "model/a.py": "import torch\nfrom model.cells import lstm\nimport model.state\n",
     "model/b.py": "network.eval()\nnp.load('x', allow_pickle=False)\nimport_module(name)\nscale.load('x')\n",
     "model/c.py": 'def f():\n    """Says it."""\n' + "    x = 1\n" * 40 + "\n    # why\n" * 9 + "    # end\n",
-    "model/d.py": "x = 1\n" * 399,
+    "model/d.py": "x = 1\n" * 499,
     "model/e.py": BLIND.format(": BLE001 - told to the caller"),
     "pipelines/__main__.py": "from pipelines.cli.app import main\nmain()\n",
     "pipelines/cli/app.py": "def f():\n    import tune.sweep\n    from serve.app import build_app\n",

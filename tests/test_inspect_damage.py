@@ -16,9 +16,9 @@ import yaml
 from typer.testing import CliRunner
 
 from model.errors import DataError
-from model.scan.fragment_scan import first_row, scan_fragment
+from model.scan.fragment_scan import scan_fragment
 from model.tables import parquet
-from model.tables.parquet import find_fragments
+from model.tables.parquet import find_fragments, first_row
 from pipelines.cli.app import app
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest.scan import prepare_run

@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from model.batches.collate import collate
+from model.batches.encode import encode_rows
 from model.bundle.bundle import Bundle, bundle_of, load_bundle, save_bundle
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
-from model.features.fitted_columns import encode_rows
 from model.features.labels import FittedLabel
 from model.network import heads
 from model.network.network import build_network
-from model.scan.fragment_scan import SplitBy, fit_columns, scan_table
-from model.scoring.evaluation import table_metrics
-from model.scoring.metrics import results
+from model.scan.fit import fit_columns
+from model.scan.fragment_scan import scan_table
+from model.scan.split import SplitBy
+from model.scoring.metrics import results, table_metrics
 from model.scoring.scorer import Scorer
 from model.scoring.stepper import Stepper
 from model.settings import build

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model.batches.plan import DataIndex, Fragment, Plan
+from model.batches.plan import DataIndex, Plan
 from model.bundle.bundle import Bundle, save_bundle
 from model.errors import ResourceError
 from model.network.network import build_network
+from model.tables.fragments import Fragment
 from model.training.optimizers import FlatParameters
 from pipelines.config import RunConfig, run_config
 from pipelines.train import memory_estimate as memory

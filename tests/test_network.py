@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from model.batches.collate import SequenceBatch, collate
+from model.batches.encode import encode_rows
 from model.columns import ColumnsConfig
-from model.features.fitted_columns import FittedColumns, column_stats, encode_rows
+from model.features.fitted_columns import FittedColumns, column_stats
 from model.features.labels import FittedLabel
 from model.network.cells import Cell
 from model.network.column_layers import Represent

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model.batches.plan import Fragment
 from model.errors import DataError
+from model.tables.fragments import Fragment
 from model.tables.parquet import find_fragments, read_footer, read_fragment
 
 TABLE = pa.table({"x": [[1.0, 2.0], [], None, [3.0]], "word": [["a"], ["b"], [], None], "key": ["p", "q", "p", "r"]})

@@ -44,7 +44,8 @@ from model.features.hashing import fingerprint
 from model.features.stats import ColumnStats
 from model.network.cells import BasicRnnCell, LstmCell, flatten_state, last_step, unflatten_state
 from model.network.network import RnnNetwork
-from model.scan.fragment_scan import FragmentScan, fit_columns
+from model.scan.fit import fit_columns
+from model.scan.fragment_scan import FragmentScan
 
 CLASSIFICATION, REGRESSION = ProblemType.CLASSIFICATION, ProblemType.LINEAR_REGRESSION
 SINGLE, MULTIPLE = PredictionType.SINGLE_VALUE, PredictionType.MULTIPLE_VALUE

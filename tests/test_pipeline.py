@@ -18,8 +18,7 @@ import torch
 from model.batches.plan import DataIndex, Plan
 from model.bundle.bundle import load_bundle
 from model.errors import ConfigError, DataError, TrainingError
-from model.scoring.evaluation import table_metrics
-from model.scoring.metrics import results
+from model.scoring.metrics import results, table_metrics
 from model.scoring.scorer import Scorer
 from pipelines.config import RunConfig, run_config
 from pipelines.evaluate import evaluate

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.batches.plan import DataIndex, Fragment, Plan
+from model.batches.plan import DataIndex, Plan
+from model.tables.fragments import Fragment
 
 LAYOUTS = st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(any) | st.sampled_from(
     [[30, 10], [1], [0, 1, 0], [200], [0, 0, 7], [1] * 40, [63, 1, 64, 1, 65]]

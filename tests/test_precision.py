@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from model.batches.encode import encode_rows
 from model.errors import ConfigError
-from model.features.fitted_columns import encode_rows
 from model.training.config import TrainConfig
 from model.training.numerics import autocast_type, set_numerics
 

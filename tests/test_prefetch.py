@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from model.batches.collate import SequenceBatch, collate
-from model.features.fitted_columns import encode_rows
+from model.batches.encode import encode_rows
 from pipelines.ingest.prefetch import ahead, prefetched
 
 

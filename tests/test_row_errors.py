@@ -7,10 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from model.batches.encode import encode_rows
 from model.columns import ColumnsConfig
 from model.errors import DataError
 from model.features.categorical import FittedIdentity, FittedVocabulary
-from model.features.fitted_columns import FittedColumns, encode_rows
+from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
 from model.features.numeric import FittedNumeric
 from model.state import StateSpec

@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.batches.arrow_transport import from_arrow, to_arrow
+from model.batches.encode import encode_rows
+from model.batches.encoded_rows import EncodedRows, concat
 from model.batches.reorder import gather
 from model.columns import ColumnsConfig
 from model.features.categorical import FittedIdentity, FittedVocabulary
 from model.features.encoded import Encoded
-from model.features.fitted_columns import EncodedRows, FittedColumns, column_stats, concat, encode_rows
+from model.features.fitted_columns import FittedColumns, column_stats
 from model.features.labels import FittedLabel
 from model.features.numeric import FittedNumeric
 from model.state import StateSpec

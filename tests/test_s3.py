@@ -18,12 +18,12 @@ import yaml
 from pyarrow import fs
 from typer.testing import CliRunner, Result
 
-from model.batches.plan import Fragment
 from model.bundle.bundle import load_bundle, save_bundle
 from model.bundle.run_directory import resolve_bundle
 from model.errors import ConfigError, DataError, DecodeError
 from model.storage import filesystems as storage
 from model.tables.filters import Filter
+from model.tables.fragments import Fragment
 from model.tables.parquet import find, find_fragments, is_stored, read_fragment
 from model.tables.slices import Block, read_slices
 from pipelines.cli.app import app

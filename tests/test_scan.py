@@ -16,17 +16,10 @@ from hypothesis import strategies as st
 
 from model.config import ModelConfig
 from model.errors import DataError
-from model.scan.fragment_scan import (
-    FragmentScan,
-    SplitBy,
-    fit_columns,
-    index_of,
-    read_columns,
-    scan_fragment,
-    scan_table,
-    split_index,
-    training_rows,
-)
+from model.scan.fit import fit_columns, index_of, split_index
+from model.scan.fragment_scan import FragmentScan, scan_fragment, scan_table
+from model.scan.needed_columns import read_columns
+from model.scan.split import SplitBy, training_rows
 from model.tables.parquet import find_fragments
 
 CUTS = st.lists(st.integers(0, 60), max_size=6).map(sorted)

@@ -26,6 +26,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from model import registry
 from model.batches.arrow_transport import from_arrow
 from model.batches.collate import SequenceBatch, collate
+from model.batches.encoded_rows import concat
 from model.batches.plan import DataIndex
 from model.bundle.bundle import Bundle, load_bundle
 from model.columns import (
@@ -43,7 +44,6 @@ from model.columns import (
     weighted_sparse_column,
 )
 from model.estimator.estimator import DynamicRnnEstimator
-from model.features.fitted_columns import concat
 from model.features.labels import PredictionType, ProblemType
 from model.network.network import InputLayer, RnnNetwork
 from model.scoring.scorer import Scorer

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from model.batches.collate import collate
+from model.batches.encode import encode_rows
 from model.bundle.bundle import bundle_of
 from model.columns import ColumnsConfig
 from model.config import ModelConfig
 from model.errors import DataError, StateError
-from model.features.fitted_columns import FittedColumns, column_stats, encode_rows
+from model.features.fitted_columns import FittedColumns, column_stats
 from model.features.labels import FittedLabel, PredictionType, ProblemType
 from model.network.network import build_network
 from model.scoring.stepper import Stepper

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from model.batches.encode import encode_rows
+from model.batches.encoded_rows import EncodedRows
 from model.bundle.bundle import Bundle
 from model.errors import ConfigError
-from model.features.fitted_columns import EncodedRows, encode_rows
 from pipelines.train.stopping import Clock, EarlyStopping, EarlyStoppingConfig, Rules
 
 

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from model.batches.collate import SequenceBatch, collate
-from model.batches.plan import DataIndex, Fragment, Plan
+from model.batches.encode import encode_rows
+from model.batches.encoded_rows import EncodedRows
+from model.batches.plan import DataIndex, Plan
 from model.bundle.bundle import Bundle
 from model.errors import ConfigError, TrainingError
-from model.features.fitted_columns import EncodedRows, encode_rows
 from model.network import heads
 from model.settings import build
+from model.tables.fragments import Fragment
 from model.training.config import OptimizerConfig, TrainConfig
 from model.training.trainer import StepResult, Trainer
 

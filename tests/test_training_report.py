@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.batches.collate import SequenceBatch, collate
+from model.batches.encode import encode_rows
 from model.bundle.bundle import Bundle, bundle_of, save_bundle
-from model.features.fitted_columns import encode_rows
 from model.network.network import build_network
 from model.scoring.diagnostics import calibration_error, diagnose, residual_histogram
 from model.scoring.metrics import batch_state, merged, results
@@ -181,7 +181,8 @@ def test_the_figures_at_the_head_are_called_as_people_call_them() -> None:
 
 
 def test_a_sample_of_the_rows_bounds_what_the_report_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from model.batches.plan import DataIndex, Fragment
+    from model.batches.plan import DataIndex
+    from model.tables.fragments import Fragment
 
     index = DataIndex((Fragment("a", 0, 60), Fragment("b", 0, 40)), np.full(100, 10), np.arange(100) % 2 == 0)
     assert sampled(index).tolist() == list(range(0, 100, 2))

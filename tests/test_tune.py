@@ -18,12 +18,12 @@ import torch
 
 import tune.reading
 from model.batches.collate import SequenceBatch
-from model.batches.plan import DataIndex, Fragment, Plan
+from model.batches.plan import DataIndex, Plan
 from model.bundle.bundle import load_bundle
 from model.bundle.run_directory import resolve_bundle
 from model.errors import ConfigError, TrainingError
-from model.scoring.evaluation import table_metrics
-from model.scoring.metrics import results
+from model.scoring.metrics import results, table_metrics
+from model.tables.fragments import Fragment
 from pipelines.config import RunConfig, load_run, run_config
 from pipelines.ingest import batches as batching
 from pipelines.ingest import scan as ingest

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from model.batches.collate import SequenceBatch, collate
+from model.batches.encode import encode_rows
+from model.batches.encoded_rows import EncodedRows
 from model.bundle.bundle import Bundle
-from model.features.fitted_columns import EncodedRows, encode_rows
 from model.network import heads
 from model.network.dropout import DropoutKey
 from model.training.config import OptimizerConfig

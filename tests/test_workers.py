@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import ray
 
+from model.batches.encode import encode_rows
 from model.errors import ConfigError, ResourceError
-from model.features.fitted_columns import encode_rows
 from model.settings import build
 from pipelines.cluster.capacity import logical_cpus_for, preflight_workers
 from pipelines.cluster.machine import cpu_count

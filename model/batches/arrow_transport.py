@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from model.batches.encoded_rows import EncodedRows
 from model.features.encoded import Encoded
-from model.features.fitted_columns import EncodedRows
 from model.tables.arrow_lists import fixed_values, offsets_of, plain, unnest
 
 PER_STEP = b"per_step"

@@ -13,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from model.batches.encoded_rows import EncodedRows
 from model.features.encoded import MISSING_ID, Encoded, weights_key
-from model.features.fitted_columns import EncodedRows
 from model.tables.arrow_lists import offsets_of
 
 Tensor = torch.Tensor

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from model.batches.encoded_rows import EncodedRows
 from model.errors import DataError
-from model.features.fitted_columns import EncodedRows
 
 Encode = Callable[[pa.Table], EncodedRows]
 

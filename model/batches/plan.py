@@ -10,49 +10,17 @@ fixed slice of each batch. Knows no files, no torch, no Ray: numpy only.
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from model.batches.bucketing import by_length, cut_by_rows, cut_by_steps
+from model.tables.fragments import Fragment
 
 _FRAGMENTS, _ROWS = 1, 2  # what a random stream is for
-
-
-PartitionValue = str | int | None
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """One row group of one file: plain data that travels as JSON (`to_json`).
-
-    `first_row` is the number in the file of its row 0 (None: unknown). `partitions` are the columns that stand in the
-    file's path (`year=2024/`) and not in the file; `absent` are optional columns that are in neither: nulls.
-    """
-
-    file: str
-    row_group: int
-    rows: int
-    first_row: int | None = None
-    partitions: tuple[tuple[str, PartitionValue], ...] = ()
-    absent: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:  # JSON brings lists
-        object.__setattr__(self, "partitions", tuple((name, value) for name, value in self.partitions))
-        object.__setattr__(self, "absent", tuple(self.absent))
-
-    def to_json(self) -> str:
-        """One string that travels."""
-        return json.dumps(asdict(self), ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Fragment:
-        """The fragment of `to_json`."""
-        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.batches.encoded_rows import EncodedRows, concat
 from model.features.encoded import Encoded
-from model.features.fitted_columns import EncodedRows, concat
 from model.tables.arrow_lists import offsets_of
 
 SHORT_STEPS = 16  # of a row, on average

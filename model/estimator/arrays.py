@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from model.errors import DataError
+from model.errors import DataError, first_line
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, is_list, offsets_of, plain, unnest
-from model.tables.parquet import first_line
 
 
 class SparseValues(NamedTuple):

@@ -27,7 +27,6 @@ from model.columns import Column
 from model.errors import ConfigError, NotFittedError
 from model.estimator.arguments import Declared, EstimatorConfig, declare
 from model.estimator.evaluation import evaluate, fed, hooked, progress_log
-from model.estimator.export import Exports
 from model.estimator.learned import (
     AfterStep,
     Clock,
@@ -59,7 +58,8 @@ from model.estimator.row_sources import (
     refuse_to_learn_from_batches,
 )
 from model.features.labels import PredictionType, ProblemType
-from model.scan.fragment_scan import fit_columns, scan_table
+from model.scan.fit import fit_columns
+from model.scan.fragment_scan import scan_table
 from model.scoring.scorer import Scorer
 from model.scoring.stepper import Stepper
 from model.settings import did_you_mean
@@ -69,9 +69,10 @@ from model.training.schedules import Schedule
 from model.training.trainer import StepResult
 
 Monitor = Callable[[StepInfo], object]
+Path = str | os.PathLike[str]
 
 
-class DynamicRnnEstimator(Exports):
+class DynamicRnnEstimator:
     """A recurrent network over sequences, with the original's constructor and methods.
 
     `label` and `weight` name these columns in tables and files; `weight` may also be a feature. `config` holds seed,
@@ -364,7 +365,45 @@ class DynamicRnnEstimator(Exports):
             self._learned = as_declared(self._learned, self._declared)
         return self._learned
 
-    def _trained(self, checkpoint: str | os.PathLike[str] | None = None) -> Learned:
+    def export(
+        self,
+        directory: Path,
+        *,
+        assets_extra: Mapping[str, Path] | None = None,
+        checkpoint_path: Path | None = None,
+    ) -> str:
+        """Writes bundle, ONNX graphs and `step.pt2` to a new directory and returns it; see `model.export.export`.
+
+        NotFittedError before the first fit; ConfigError without the packages of the extra `onnx`.
+        """
+        from model.export.export import export
+
+        return export(self._trained(checkpoint_path).bundle, directory, assets_extra=assets_extra)
+
+    def export_savedmodel(
+        self,
+        export_dir_base: Path,
+        serving_input_fn: Callable[[], Any] | None = None,
+        default_output_alternative_key: str | None = None,
+        assets_extra: Mapping[str, Path] | None = None,
+        as_text: bool = False,
+        checkpoint_path: Path | None = None,
+        graph_rewrite_specs: Any = None,
+        strip_default_attrs: bool = False,
+    ) -> str:
+        """`export` to a directory below `export_dir_base` that is named by the time; returns it.
+
+        The graphs' inputs and outputs, states included, are those in `signature.json`. `serving_input_fn`,
+        `default_output_alternative_key`, `graph_rewrite_specs` and `strip_default_attrs`, which chose them in the
+        original, are taken and have no effect.
+        """
+        from model.export.export import export_below
+
+        if as_text:
+            raise ConfigError("as_text must be False: ONNX graphs are binary; signature.json is the text beside them")
+        return export_below(export_dir_base, self._trained(checkpoint_path).bundle, assets_extra)
+
+    def _trained(self, checkpoint: Path | None = None) -> Learned:
         """The model to use: `checkpoint`, or the one so far. NotFittedError where there is none."""
         if checkpoint is not None:
             return as_declared(load(str(checkpoint)), self._declared)

@@ -16,14 +16,18 @@ import numpy as np
 import pyarrow as pa
 
 from model.batches.collate import SequenceBatch, collate
-from model.batches.plan import DataIndex, Fragment, Plan
+from model.batches.encode import encode_rows, padding_lookups
+from model.batches.encoded_rows import EncodedRows, concat
+from model.batches.plan import DataIndex, Plan
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
 from model.estimator.inputs import Rows, is_features, is_table, require_labels, rows_of
-from model.features.fitted_columns import EncodedRows, FittedColumns, concat, encode_rows, padding_lookups
+from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
-from model.scan.fragment_scan import FragmentScan, needs_label_values, optional_columns, read_columns, scan_table
+from model.scan.fragment_scan import FragmentScan, scan_table
+from model.scan.needed_columns import fit_needs_a_dataset, optional_columns, read_columns
 from model.state import StateSpec
+from model.tables.fragments import Fragment
 from model.tables.parquet import find_fragments, read_fragment
 
 TABLE_BATCH = 32  # rows of a batch where a table or a path comes without batch_size
@@ -239,16 +243,6 @@ def refuse_to_learn_from_batches(config: ModelConfig) -> None:
             f"{needed[0]} must be learned from all rows, but input_fn gives single batches; declare it, or fit on "
             f"x, a table or a path first"
         )
-
-
-def fit_needs_a_dataset(config: ModelConfig) -> list[str]:
-    """What is learned from all rows, by name; empty where a stream will do."""
-    from model.columns.config import needs_training_data
-
-    found = ["num_classes='auto'"] if needs_label_values(config) else []
-    if config.standardize_label:
-        found.append("the label's scale")
-    return found + needs_training_data(config.columns)
 
 
 def _recounted(fragments: list[Fragment], parts: list[Rows]) -> list[Fragment]:

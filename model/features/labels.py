@@ -18,7 +18,15 @@ from model.features.fit import entry_to_row, learned_keys, refuse_mixed
 from model.features.stats import ColumnStats, key_stats, keys_of
 from model.settings import Settings, did_you_mean
 from model.tables import compute as pc
-from model.tables.arrow_lists import Array, as_float32, is_list, narrow_numbers, plain, unnest
+from model.tables.arrow_lists import (
+    Array,
+    as_float32,
+    check_lengths,
+    is_list,
+    narrow_numbers,
+    require_column,
+    unnest,
+)
 
 
 class ProblemType(StrEnum):
@@ -224,26 +232,6 @@ def label_scale(stats: ColumnStats) -> tuple[float, float]:
     deviation = float(np.sqrt(stats.squares[0] / stats.count[0]))
     varies = stats.high[0] > stats.low[0] and deviation > np.finfo(np.float64).tiny
     return (float(stats.mean[0]), deviation) if varies else (float(stats.low[0]), 1.0)
-
-
-def require_column(table: pa.Table, name: str) -> Array:
-    """A column as one plain array; a DataError that lists what there is when it is missing."""
-    if name not in table.column_names:
-        raise DataError(f"is not in the data; the columns are {', '.join(table.column_names)}", column=name)
-    return plain(table.column(name))
-
-
-def check_lengths(lengths_B: np.ndarray, name: str, expected_B: np.ndarray, expected_name: str) -> None:
-    """All lists of a row are equally long, or a DataError names the first row where they are not."""
-    wrong = lengths_B != expected_B
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise DataError(
-            f"the lists of a row must be equally long, but this one has {lengths_B[row]} steps "
-            f"where {expected_name} has {expected_B[row]}",
-            row=row,
-            column=name,
-        )
 
 
 def refuse_null(entries: Array, name: str) -> None:

@@ -5,58 +5,32 @@ The parts merge in fragment order; who calls `scan_fragment` (a loop here, tasks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from model.batches.plan import DataIndex, Fragment
-from model.columns import Crossed, Weighted, data_columns
-from model.columns.config import source_of
 from model.config import ModelConfig
 from model.errors import DataError
 from model.features.fitted_columns import (
-    GROUPS,
-    FittedColumns,
     iterate_leaves,
-    iterate_sources,
     sequence_lengths,
     with_null_steps,
 )
-from model.features.labels import (
-    FittedLabel,
-    ProblemType,
-    fit_classes,
-    label_scale,
-    named_classes,
-    require_column,
-    weights_in_order,
-)
-from model.features.ordered_merge import DataStats, merged
+from model.features.ordered_merge import DataStats
 from model.features.stats import ColumnStats
 from model.scan.bad_rows import Reason, common_widths, find_bad_rows, reasons_of
+from model.scan.needed_columns import read_columns
 from model.scan.row_checks import check_rows as check_rows
-from model.scan.row_checks import checked_stats, declared_label
+from model.scan.row_checks import checked_stats
 from model.scan.row_checks import unfitted_label as unfitted_label
-from model.settings import Settings
-from model.tables.arrow_lists import Array
+from model.scan.split import SplitBy, training_rows
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
-from model.tables.parquet import is_stored, read_footer, read_fragment
-
-
-class SplitBy(Settings):
-    """A validation split by a stable hash of the key column; of the row's place below `root` where there is no key.
-
-    So the same data are split alike wherever they lie.
-    """
-
-    fraction: float
-    key: str | None = None
-    root: str = ""
-
+from model.tables.fragments import Fragment
+from model.tables.parquet import first_row, is_stored, read_fragment
 
 OnBad = Callable[[Fragment, Mapping[int, DataError]], object]  # errors by the row's place in the fragment
 
@@ -112,35 +86,6 @@ class FragmentScan:
             None if plain["used"] is None else np.array(plain["used"], bool),
             tuple(Reason(**reason) for reason in plain["reasons"]),
         )
-
-
-def read_columns(config: ModelConfig, *, labelled: bool = True) -> list[str]:
-    """The data columns a model reads: its inputs and, to train or evaluate, label and weight."""
-    names = [name for group in GROUPS for name in config.columns.data_columns(group)]
-    if labelled:
-        names += [name for name in (config.label, config.weight) if name is not None]
-    return list(dict.fromkeys(names))
-
-
-def optional_columns(config: ModelConfig) -> list[str]:
-    """The columns that may be missing in some of the files, as nulls: those whose nulls the model declares to bear.
-
-    These are numbers with `missing: mean` or a number, and categories, where a null is no value; not those that are
-    weighted or crossed.
-    """
-    tolerant: dict[str, bool] = {}
-    for _, _, column in iterate_sources(config.columns):
-        source = source_of(column)
-        bears = not isinstance(source, Weighted | Crossed) and getattr(source, "missing", None) != "error"
-        for name in data_columns(source):
-            tolerant[name] = tolerant.get(name, True) and bears
-    return [name for name, bears in tolerant.items() if bears and name not in (config.label, config.weight)]
-
-
-def needs_label_values(config: ModelConfig) -> bool:
-    """Whether the classes must be learned from the training labels."""
-    classification = config.problem_type is ProblemType.CLASSIFICATION
-    return classification and config.classes is None and config.num_classes == "auto"
 
 
 def scan_fragment(
@@ -288,89 +233,4 @@ def _stats_at(rows: np.ndarray, table: pa.Table, config: ModelConfig, lengths: n
         raise _at(error, rows) from error.__cause__
 
 
-def training_rows(table: pa.Table, split: SplitBy, place: str, rows: np.ndarray | None = None) -> np.ndarray:
-    """Boolean [rows]: False for the `fraction` of keys (or rows, by their places) whose stable hash is smallest."""
-    if split.key is None:
-        places = range(table.num_rows) if rows is None else rows.tolist()
-        keys = np.array([f"{place}#{row}" for row in places], object)
-    else:
-        keys = _key_texts(require_column(table, split.key), split.key)
-    import pandas as pd  # takes as long to load as all the rest of this package; few need a split
-
-    hashes = pd.util.hash_array(keys, categorize=True)
-    return np.asarray(hashes.astype(np.float64) / 2**64 >= split.fraction)
-
-
-def _key_texts(array: Array, name: str) -> np.ndarray:
-    """Keys as Arrow writes them: int32 and int64 agree, and a null beside them changes nothing."""
-    try:
-        texts = array.cast(pa.string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(
-            f"a split key must be a string, a number or a time, but its type is {array.type}", column=name
-        ) from error
-    found: np.ndarray = texts.fill_null("").to_numpy(zero_copy_only=False)
-    return found
-
-
-def first_row(fragment: Fragment) -> int:
-    """Number in its file of a fragment's first row; errors count from the file's start."""
-    if fragment.first_row is not None:
-        return fragment.first_row
-    metadata = read_footer(fragment.file)
-    return sum(metadata.row_group(group).num_rows for group in range(fragment.row_group))
-
-
 # Merging --------------------------------------------------------------------------------------------------------
-
-
-def fit_columns(config: ModelConfig, scans: Sequence[FragmentScan]) -> tuple[FittedColumns, FittedLabel]:
-    """Columns and label from the scans in fragment order."""
-    return fit_merged(config, merged(scan.stats for scan in scans))
-
-
-def fit_merged(config: ModelConfig, stats: DataStats) -> tuple[FittedColumns, FittedLabel]:
-    """Columns and label from the statistics of all training rows."""
-    return FittedColumns.fit(config.columns, stats.columns), _label_of(config, stats.labels)
-
-
-def fit_label(config: ModelConfig, scans: Sequence[FragmentScan]) -> FittedLabel:
-    """The label with its classes and their weights, or its scale: declared, or learned from the training labels."""
-    return _label_of(config, merged(scan.stats for scan in scans).labels)
-
-
-def _label_of(config: ModelConfig, total: ColumnStats) -> FittedLabel:
-    label = declared_label(config)
-    if config.problem_type is not ProblemType.CLASSIFICATION:
-        if not config.standardize_label:
-            return label
-        shift, scale = label_scale(total)
-        return label.model_copy(update={"shift": shift, "scale": scale})
-    if label.num_classes is None:
-        count, classes = fit_classes(config.label, total)
-        label = label.model_copy(update={"num_classes": count, "classes": classes})
-    elif label.classes is None and any(isinstance(value, str) for value in total.keys):
-        classes = named_classes(config.label, label.num_classes, total)
-        label = label.model_copy(update={"classes": classes})
-    weights = weights_in_order(config.class_weights, label.class_values)
-    return label.model_copy(update={"class_weights": weights})
-
-
-def index_of(fragments: Sequence[Fragment], scans: Sequence[FragmentScan]) -> DataIndex:
-    """The index of all rows of the fragments; those that are not used are not selected."""
-    lengths = np.concatenate([scan.lengths for scan in scans])
-    return DataIndex(tuple(fragments), lengths, None if all(scan.used is None for scan in scans) else _used(scans))
-
-
-def split_index(index: DataIndex, scans: Sequence[FragmentScan]) -> tuple[DataIndex, DataIndex]:
-    """(training, validation) over the same fragments, by the scans' split."""
-    training = np.concatenate([scan.training for scan in scans if scan.training is not None])
-    used = _used(scans)
-    return (
-        DataIndex(index.fragments, index.lengths, training & used),
-        DataIndex(index.fragments, index.lengths, ~training & used),
-    )
-
-
-def _used(scans: Sequence[FragmentScan]) -> np.ndarray:
-    return np.concatenate([np.ones(len(scan.lengths), bool) if scan.used is None else scan.used for scan in scans])

@@ -8,11 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+import pyarrow as pa
 import torch
 
-from model.batches.collate import SequenceBatch
+from model.batches.collate import SequenceBatch, bounded, collate
+from model.batches.encode import encode_rows
+from model.batches.encoded_rows import EncodedRows
+from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel, ProblemType
 from model.network import heads
+from model.network.network import RnnNetwork
 
 MetricState = dict[str, float]
 
@@ -75,3 +81,16 @@ def results(label: FittedLabel, state: Mapping[str, float]) -> dict[str, float]:
         "mae": state["absolute"] / weight,
         "r2": 1 - loss / variance if variance > 1e-12 * square else math.nan,  # else rounding of a constant target
     }
+
+
+def table_metrics(network: RnnNetwork, columns: FittedColumns, label: FittedLabel, table: pa.Table) -> MetricState:
+    """The sums of `model.scoring.metrics` over a table's rows. DataError's row is the row in the table."""
+    rows = encode_rows(table, columns, label)
+    rows = rows.take(np.argsort(rows.lengths_B, kind="stable"))
+    return merged(_sums(network, label, part) for part in bounded(rows))
+
+
+def _sums(network: RnnNetwork, label: FittedLabel, rows: EncodedRows) -> MetricState:
+    batch = collate(rows).to(network.device, network.dtype)
+    with torch.inference_mode():
+        return batch_state(label, network(batch, keep_state=False).logits, batch)

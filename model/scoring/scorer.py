@@ -14,11 +14,13 @@ import pyarrow as pa
 import torch
 
 from model.batches.collate import MAX_PADDED_STEPS, bounded, collate
+from model.batches.encode import encode_rows
 from model.batches.encode_valid import encode_good_rows
+from model.batches.encoded_rows import EncodedRows, concat
 from model.bundle.bundle import Bundle, load_bundle
 from model.config import ModelConfig
 from model.errors import DataError
-from model.features.fitted_columns import EncodedRows, FittedColumns, concat, encode_rows
+from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel, ProblemType
 from model.network import heads
 from model.state import StateSpec

@@ -18,7 +18,7 @@ import torch
 from model.bundle.bundle import Bundle
 from model.columns import Column, data_columns, source_key
 from model.columns.config import source_of
-from model.errors import DataError, StateError
+from model.errors import DataError, StateError, first_line
 from model.features.categorical import FittedHashBucket, FittedIdentity, FittedVocabulary
 from model.features.encoded import Encoded
 from model.features.fit import Fitted
@@ -29,7 +29,6 @@ from model.network.cells import Cell, State, flatten_state, unflatten_state
 from model.network.column_layers import Represent
 from model.state import from_mapping
 from model.tables.arrow_lists import is_list
-from model.tables.parquet import first_line
 
 Tensor = torch.Tensor
 Flat = tuple[Tensor, ...]

@@ -6,7 +6,6 @@ May import: model.errors.
 from model.storage.filesystems import absolute as absolute
 from model.storage.filesystems import copy_tree as copy_tree
 from model.storage.filesystems import exists as exists
-from model.storage.filesystems import find_files as find_files
 from model.storage.filesystems import is_directory as is_directory
 from model.storage.filesystems import is_refused as is_refused
 from model.storage.filesystems import is_remote as is_remote
@@ -17,7 +16,8 @@ from model.storage.filesystems import read_bytes as read_bytes
 from model.storage.filesystems import remove_file as remove_file
 from model.storage.filesystems import remove_tree as remove_tree
 from model.storage.filesystems import resolve as resolve
-from model.storage.filesystems import search_root as search_root
 from model.storage.filesystems import stem as stem
 from model.storage.filesystems import why as why
 from model.storage.filesystems import write_bytes as write_bytes
+from model.storage.search import find_files as find_files
+from model.storage.search import search_root as search_root

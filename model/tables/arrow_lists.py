@@ -173,3 +173,23 @@ def as_float32(values: np.ndarray) -> np.ndarray:
 def owner(offsets: np.ndarray, entry: int) -> int:
     """Index of the list that holds flat entry `entry`."""
     return int(np.searchsorted(offsets, entry, side="right") - 1)
+
+
+def require_column(table: pa.Table, name: str) -> Array:
+    """A column as one plain array; a DataError that lists what there is when it is missing."""
+    if name not in table.column_names:
+        raise DataError(f"is not in the data; the columns are {', '.join(table.column_names)}", column=name)
+    return plain(table.column(name))
+
+
+def check_lengths(lengths_B: np.ndarray, name: str, expected_B: np.ndarray, expected_name: str) -> None:
+    """All lists of a row are equally long, or a DataError names the first row where they are not."""
+    wrong = lengths_B != expected_B
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(
+            f"the lists of a row must be equally long, but this one has {lengths_B[row]} steps "
+            f"where {expected_name} has {expected_B[row]}",
+            row=row,
+            column=name,
+        )

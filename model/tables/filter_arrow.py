@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from model.errors import DataError
-from model.features.labels import require_column
 from model.tables import compute as pc
+from model.tables.arrow_lists import require_column
 from model.tables.filters import ORDERS, Column, Comparison, Filter, IsNull, Joined, Literal, Membership, Node, Not
 
 Types = Mapping[str, pa.DataType]

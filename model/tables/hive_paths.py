@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from model.batches.plan import PartitionValue
 from model.storage import is_remote, search_root
 from model.storage.filesystems import PathLike
+from model.tables.fragments import PartitionValue
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
 _BEYOND_INT64 = 2**63

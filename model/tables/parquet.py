@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from model.batches.plan import Fragment, PartitionValue
-from model.errors import DataError, DecodeError
+from model.errors import DataError, DecodeError, first_line
 from model.settings import did_you_mean
 from model.storage import find_files, is_refused, resolve, why
 from model.storage.filesystems import PathLike
 from model.tables.filter_arrow import kept_row_groups
 from model.tables.filters import Filter
+from model.tables.fragments import Fragment, PartitionValue
 from model.tables.hive_paths import Partitions, partitions_of
 from model.tables.schema_agreement import Agreement
 
@@ -294,6 +294,9 @@ def _partition_type(value: PartitionValue) -> pa.DataType:
     return pa.int64() if isinstance(value, int) else pa.string()
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of a library's message, for a one-line error of ours."""
-    return str(error).strip().split("\n", 1)[0].rstrip(".")
+def first_row(fragment: Fragment) -> int:
+    """Number in its file of a fragment's first row; errors count from the file's start."""
+    if fragment.first_row is not None:
+        return fragment.first_row
+    metadata = read_footer(fragment.file)
+    return sum(metadata.row_group(group).num_rows for group in range(fragment.row_group))

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.batches.plan import Fragment
 from model.storage import resolve, stem
+from model.tables.fragments import Fragment
 from model.tables.parquet import columns_in_file, not_decoded, undecodable
 
 SLICE_BYTES = 16 << 20  # of decoded values and of what is computed from them; a task holds a few times as much

@@ -17,12 +17,12 @@ from model.columns import Column, Numeric, Vocabulary
 from model.columns.config import column_name
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError
-from model.estimator.row_sources import fit_needs_a_dataset
 from model.features.fitted_columns import FittedColumns, iterate_leaves
 from model.features.labels import FittedLabel, ProblemType
 from model.features.stats import ColumnStats
 from model.network.network import InputLayer, RnnNetwork
-from model.scan.fragment_scan import fit_label
+from model.scan.fit import fit_label
+from model.scan.needed_columns import fit_needs_a_dataset
 from model.settings import build, did_you_mean
 from model.storage import list_names
 from model.storage.filesystems import PathLike

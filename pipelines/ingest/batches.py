@@ -22,10 +22,11 @@ import torch
 
 from model.batches.arrow_transport import from_arrow
 from model.batches.collate import SequenceBatch, collate
+from model.batches.encoded_rows import EncodedRows, concat
 from model.batches.plan import DataIndex, Plan
 from model.batches.reorder import gather
 from model.errors import from_plain
-from model.features.fitted_columns import EncodedRows, FittedColumns, concat
+from model.features.fitted_columns import FittedColumns
 from model.features.numeric import FittedNumeric
 from pipelines.cluster.capacity import configure_ray_data
 from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory

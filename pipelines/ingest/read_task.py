@@ -14,14 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from model.batches.arrow_transport import to_arrow
-from model.batches.plan import DataIndex, Fragment
+from model.batches.encode import encode_rows
+from model.batches.encoded_rows import EncodedRows
+from model.batches.plan import DataIndex
 from model.batches.reorder import gather
 from model.errors import DataError, to_plain
-from model.features.fitted_columns import EncodedRows, FittedColumns, encode_rows
+from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
 from model.registry import import_plugins
-from model.scan.fragment_scan import first_row
-from model.tables.parquet import read_fragment
+from model.tables.fragments import Fragment
+from model.tables.parquet import first_row, read_fragment
 from pipelines.cluster.malloc import OF_TASKS, keep_freed_memory
 
 BLOCK_BYTES = 64 * 2**20  # of encoded rows: a window travels at once, or if it is larger in several blocks

@@ -15,26 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from model.batches.plan import DataIndex, Fragment
+from model.batches.plan import DataIndex
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
 from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
 from model.features.ordered_merge import InOrder
 from model.scan.declared_vocabularies import with_file_keys
+from model.scan.fit import fit_merged, index_of, split_index
 from model.scan.fit_report import report_of
-from model.scan.fragment_scan import (
-    FragmentScan,
-    SplitBy,
-    fit_merged,
-    index_of,
-    optional_columns,
-    read_columns,
-    split_index,
-)
+from model.scan.fragment_scan import FragmentScan
+from model.scan.needed_columns import optional_columns, read_columns
+from model.scan.split import SplitBy
 from model.scan.split_comparison import Comparison
 from model.settings import build
 from model.storage import exists, join, read_bytes, remove_tree, search_root, write_bytes
+from model.tables.fragments import Fragment
 from model.tables.parquet import find
 from model.tables.schema_agreement import Agreement
 from pipelines.config import RunConfig

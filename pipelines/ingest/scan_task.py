@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.batches.plan import Fragment
 from model.config import ModelConfig
 from model.errors import DataError
 from model.registry import import_plugins
-from model.scan.fragment_scan import FragmentScan, SplitBy, first_row, scan_fragment
+from model.scan.fragment_scan import FragmentScan, scan_fragment
+from model.scan.split import SplitBy
 from model.storage import stem
 from model.tables.filters import Filter
-from model.tables.parquet import read_whole_fragment
+from model.tables.fragments import Fragment
+from model.tables.parquet import first_row, read_whole_fragment
 from pipelines.quarantine import quarantined, write_quarantine
 
 

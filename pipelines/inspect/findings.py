@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from model.config import ModelConfig
-from model.scan.fragment_scan import optional_columns
+from model.scan.needed_columns import optional_columns
 from pipelines.inspect.column_profile import MOST_PLACES, NARROWEST, NUMBER, OTHER, WIDEST, ColumnProfile, Places
 from pipelines.inspect.label_leaks import leak_findings
 from pipelines.inspect.roles import (

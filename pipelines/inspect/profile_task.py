@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.batches.plan import Fragment
 from model.config import ModelConfig
 from model.errors import DataError
 from model.registry import import_plugins
-from model.scan.fragment_scan import first_row
 from model.tables.arrow_lists import Array, numbers, plain, ranges
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
-from model.tables.parquet import is_stored, read_whole_fragment, with_path_columns
+from model.tables.fragments import Fragment
+from model.tables.parquet import first_row, is_stored, read_whole_fragment, with_path_columns
 from pipelines.inspect.column_profile import (
     MOST_PLACES,
     ColumnProfile,

@@ -18,7 +18,8 @@ from model.config import ModelConfig
 from model.errors import DataError
 from model.features.fitted_columns import sequence_lengths, with_null_steps
 from model.scan.bad_rows import common_widths, find_bad_rows
-from model.scan.fragment_scan import read_columns, scan_table
+from model.scan.fragment_scan import scan_table
+from model.scan.needed_columns import read_columns
 from model.scan.row_checks import checked_stats
 
 MOST_EXAMPLES = 3

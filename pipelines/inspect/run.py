@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from model.batches.plan import Fragment
 from model.errors import DataError
-from model.scan.fragment_scan import optional_columns, read_columns
+from model.scan.needed_columns import optional_columns, read_columns
 from model.storage import absolute
+from model.tables.fragments import Fragment
 from model.tables.parquet import Found, find, read_footer
 from pipelines.config import RunConfig
 from pipelines.inspect.estimates import Estimates, estimates

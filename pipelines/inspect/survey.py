@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from model.batches.plan import DataIndex, Fragment
+from model.batches.plan import DataIndex
+from model.tables.fragments import Fragment
 from pipelines.inspect.column_profile import ColumnProfile
 from pipelines.inspect.label_relations import Relation
 from pipelines.inspect.profile_task import Disagreement, FragmentProfile, Look

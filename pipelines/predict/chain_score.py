@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.batches import arrow_transport as row_transport
-from model.features.fitted_columns import EncodedRows, concat
+from model.batches.encoded_rows import EncodedRows, concat
 from model.registry import import_plugins
 from model.storage import exists, write_bytes
 from model.storage.atomic import parquet_output

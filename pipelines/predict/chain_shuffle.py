@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from model.batches import arrow_transport as row_transport
+from model.batches.encode import encode_rows
 from model.batches.encode_valid import encode_good_rows
+from model.batches.encoded_rows import EncodedRows
 from model.errors import DataError, DecodeError
-from model.features.fitted_columns import EncodedRows, encode_rows
 from model.registry import import_plugins
 from model.storage import exists, join, read_bytes
 from model.storage.atomic import parquet_output

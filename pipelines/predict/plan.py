@@ -15,7 +15,7 @@ import pyarrow as pa
 from model.bundle.run_directory import resolve_bundle
 from model.errors import DataError
 from model.registry import import_plugins
-from model.scan.fragment_scan import optional_columns
+from model.scan.needed_columns import optional_columns
 from model.storage import absolute, join
 from model.tables import slices as cutting
 from model.tables.arrow_lists import is_list

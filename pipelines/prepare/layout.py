@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.errors import ConfigError, DataError
+from model.errors import ConfigError, DataError, first_line
 from model.settings import did_you_mean
 from model.tables import compute as pc
 from model.tables.arrow_lists import is_list
-from model.tables.parquet import first_line
 from pipelines.prepare.settings import PrepareSettings, gap_number
 
 INDEX = "sequence_index"

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from model.batches.plan import Fragment
 from model.errors import DataError
 from model.storage import find_files
 from model.storage.filesystems import PathLike
+from model.tables.fragments import Fragment
 from model.tables.parquet import read_footer
 from pipelines.prepare.layout import Layout, agreed_schema, layout_of
 from pipelines.prepare.read import Share, memory_bytes

@@ -13,12 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.batches.plan import Fragment
-from model.errors import DataError
+from model.errors import DataError, first_line
 from model.storage import resolve
 from model.tables import compute as pc
 from model.tables.arrow_lists import plain
-from model.tables.parquet import first_line
+from model.tables.fragments import Fragment
 from pipelines.prepare.layout import Layout, time_numbers
 from pipelines.quarantine import quarantined
 

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 import ray.data
 
-from model.batches.plan import Fragment
+from model.tables.fragments import Fragment
 from pipelines.cluster.capacity import available_gpus, configure_ray_data
 from pipelines.tasks.holding import GpuTask, HeldTask
 from pipelines.tasks.messages import value_of

@@ -15,9 +15,8 @@ import numpy as np
 
 from model.batches.plan import Plan
 from model.errors import TrainingError
-from model.scan.fragment_scan import first_row
 from model.storage import join, write_bytes
-from model.tables.parquet import read_fragment
+from model.tables.parquet import first_row, read_fragment
 from pipelines.train.steps import Step, epochs_at
 
 NAN_BATCH = "nan_batch.json"
