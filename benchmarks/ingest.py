@@ -187,7 +187,8 @@ def padded_rows(column: Any) -> torch.Tensor:
 
 def rates(data: Path, seconds: float) -> list[Measure]:
     """Rows and real steps a second, and the ratios."""
-    from pipelines.cluster.capacity import logical_cpus_for, ray_session
+    from pipelines.cluster.capacity import logical_cpus_for
+    from pipelines.cluster.session import ray_session
 
     with ray_session(logical_cpus=logical_cpus_for(1)):
         epoch = worker_epoch(data)
@@ -251,7 +252,8 @@ def measured_peak(data: Path) -> dict[str, int]:
 
 def peak_bytes(data: Path) -> dict[str, int]:
     """Peaks of the unshared memory of this process, and of it and all Ray's tasks together, in one epoch."""
-    from pipelines.cluster.capacity import logical_cpus_for, ray_session
+    from pipelines.cluster.capacity import logical_cpus_for
+    from pipelines.cluster.session import ray_session
 
     with ray_session(logical_cpus=logical_cpus_for(1)):
         epoch = worker_epoch(data)

@@ -30,7 +30,8 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from benchmarks._common import Measure, told  # noqa: E402
-from pipelines.cluster.capacity import logical_cpus_for, ray_session  # noqa: E402
+from pipelines.cluster.capacity import logical_cpus_for  # noqa: E402
+from pipelines.cluster.session import ray_session  # noqa: E402
 from pipelines.prepare.run import PrepareResult, prepare  # noqa: E402
 from pipelines.prepare.settings import PrepareSettings  # noqa: E402
 

@@ -47,7 +47,7 @@ def main() -> None:
         ROLES[options.role](json.loads(options.spec))
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    from pipelines.cluster.capacity import ray_session
+    from pipelines.cluster.session import ray_session
 
     turns, rows = (1, 2048) if options.quick else (3, 8192)
     with tempfile.TemporaryDirectory() as directory:
@@ -241,7 +241,7 @@ def settings(directory: Path, name: str, data: Path, workers: int, steps: int, e
 
 def run_ours(spec: dict[str, Any]) -> None:
     """Trains through Ray Train; prints the median rate of its windows and the seconds from first step to end."""
-    from pipelines.cluster.capacity import ray_session
+    from pipelines.cluster.session import ray_session
     from pipelines.config import run_config
     from pipelines.train.run import train
 
@@ -378,7 +378,7 @@ def run_trivial(_: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    from pipelines.cluster.capacity import ray_session
+    from pipelines.cluster.session import ray_session
 
     with tempfile.TemporaryDirectory() as storage, ray_session(logical_cpus=3):
         ray.train.torch.TorchTrainer(

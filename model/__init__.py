@@ -1,6 +1,8 @@
 """dynamic-rnn's model: recurrent networks over Arrow sequences, in PyTorch. Knows no Ray, no HTTP.
 
 Names are resolved when they are used (PEP 562), so that `import model` loads neither torch nor pyarrow.
+
+May import: model.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """ModelConfig: what the network is. Together with the fitted columns it decides every tensor's shape.
 
 Knows nothing of how the network is trained or where the data lie. Part of the fingerprint.
+
+May import: model.registry, model.settings, model.columns, model.features.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@
         └── NotFittedError       a method that needs a trained model (also an AttributeError)
 
 Every message says what must be, what is, where, and what to do. Mistakes of ours are `assert`s.
+
+May import: nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Names of the original's inputs and predictions, as its users import them. Knows nothing and loads nothing."""
+"""Names of the original's inputs and predictions, as its users import them. Knows nothing and loads nothing.
+
+May import: nothing.
+"""
 
 from __future__ import annotations
 

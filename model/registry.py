@@ -3,6 +3,8 @@
 A plugin module (listed under `plugins:` in the YAML) calls `register_cell` or `register_optimizer` when it is
 imported; driver, workers and replicas import it before they build a model. Knows no torch: configs are checked
 against names alone.
+
+May import: model.errors, model.settings.
 """
 
 from __future__ import annotations

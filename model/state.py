@@ -3,6 +3,8 @@
 Depth first, the original's order: layer 0's components, then layer 1's; an LSTM layer has c then h. A state is
 all components or none; a null in Arrow is the zero state. Knows no torch, no files: batch, stream and training
 read the same columns.
+
+May import: model.errors, model.settings, model.tables.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""The distributed pipeline on Ray Data and Ray Train. May import model; never tune or serve."""
+"""The distributed pipeline on Ray Data and Ray Train; never tune or serve.
+
+May import: pipelines, model.
+"""

@@ -1,4 +1,7 @@
-"""`python -m pipelines …` is the command `dynamic-rnn …`."""
+"""`python -m pipelines …` is the command `dynamic-rnn …`.
+
+May import: pipelines.cli.
+"""
 
 from pipelines.cli.app import main
 

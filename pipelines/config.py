@@ -1,11 +1,14 @@
 """RunConfig: one YAML for a run. Data, model, training and resources are ours; `tune` and `serve` stay raw here.
 
 Those two sections belong to rooms that this one does not know; they are checked when their command runs.
+
+May import: model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,9 +20,77 @@ from model.settings import Settings, build, load_settings
 from model.storage import absolute, join
 from model.tables.filters import Filter
 from model.training.config import TrainConfig
-from pipelines.cluster.worker_count import WorkerRange, room_for
-from pipelines.tracking_config import TrackingConfig
-from pipelines.train.stopping import EarlyStoppingConfig
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted paths to leaves; lists are leaves, and sequences compare as lists."""
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix("."): list(tree) if isinstance(tree, tuple) else tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.")
+    return leaves
+
+
+MAXIMISED = ("accuracy", "r2")
+
+
+class EarlyStoppingConfig(Settings):
+    """Ends a training whose metric has stopped getting better."""
+
+    metric: str = Field("validation_loss", description="validation_… as `evaluate` names it, or train_loss")
+    patience: int = Field(3, ge=1, description="evaluations in a row without an improvement that end the training")
+    min_delta: float = Field(0.0, ge=0, description="how much better than the best so far counts as an improvement")
+    mode: Literal["auto", "min", "max"] = Field(
+        "auto", description="which end of the metric is good; auto: max for accuracy and r2, else min"
+    )
+    restore_best: bool = Field(
+        True, description="the run's bundle is the best by this metric; false: the one training ended with"
+    )
+
+    @property
+    def sign(self) -> float:
+        """What makes the metric one to minimise."""
+        best = ("max" if self.metric.endswith(MAXIMISED) else "min") if self.mode == "auto" else self.mode
+        return 1.0 if best == "min" else -1.0
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """The metric as a number to minimise; infinite where it is none."""
+        value = self.sign * metrics.get(self.metric, math.nan)
+        return value if math.isfinite(value) else math.inf
+
+
+class MlflowConfig(Settings):
+    """An MLflow run for each training; needs the extra `dynamic-rnn[mlflow]`."""
+
+    uri: str | None = Field(None, description="tracking server or database; null takes MLFLOW_TRACKING_URI")
+    experiment: str = Field("dynamic-rnn", description="experiment that gets the run; created where there is none")
+    bundle: bool = Field(True, description="store the best bundle as an artefact of the run")
+
+
+class TrackingConfig(Settings):
+    """Followers of a training."""
+
+    tensorboard: bool = Field(True, description="event files in the run's directory, below `tensorboard`")
+    report: bool = Field(True, description="write report.html into the run's directory at the end")
+    mlflow: MlflowConfig | None = Field(None, description="log to MLflow; {} takes the defaults")
+
+
+class WorkerRange(Settings):
+    """Elastic training: it goes on with fewer workers when nodes go, and takes more when they come."""
+
+    min: int = Field(ge=1, description="workers without which training waits")
+    max: int = Field(ge=1, description="workers at most")
+
+    def model_post_init(self, _context: object) -> None:
+        if self.max < self.min:
+            raise ValueError(f"max must be at least min, but is {self.max}, and min is {self.min}")
+
+    def __str__(self) -> str:
+        return f"{self.min} to {self.max}"
+
+
+Workers = int | Literal["auto"] | WorkerRange
 
 
 class DataConfig(Settings):
@@ -102,11 +173,6 @@ class ResourcesConfig(Settings):
         600.0, gt=0, description="seconds the workers wait for one of them; it is then named, killed and started again"
     )
     address: str | None = Field(None, description="address of a Ray cluster to join; null starts one on this machine")
-
-    @property
-    def room(self) -> int:
-        """CPUs for workers that Ray must have when it is started or joined."""
-        return room_for(self.workers, self.cpus_per_worker, self.address)
 
 
 class RunConfig(Settings):

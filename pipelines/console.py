@@ -1,6 +1,8 @@
 """What people see: lines, tables and progress; one way for a terminal, a quieter one for a pipe or a log file.
 
 Knows no Ray and no torch; rich is imported when something is shown.
+
+May import: pipelines.tracking.
 """
 
 from __future__ import annotations
@@ -10,28 +12,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
+
+from pipelines.tracking.follower import Progress
 
 LOG_SECONDS = 5.0  # between lines of progress where there is no terminal
-
-
-class TrainingProgress(Protocol):
-    """What `pipelines.train.loop.Progress` tells; named here so that showing it needs no torch."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def total_steps(self) -> int: ...
-    @property
-    def loss(self) -> float: ...
-    @property
-    def steps_per_second(self) -> float: ...
-    @property
-    def real_steps_per_second(self) -> float: ...
-    @property
-    def padding(self) -> float: ...
-    @property
-    def seconds_left(self) -> float: ...
 
 
 class Console:
@@ -97,7 +82,7 @@ class TrainingDisplay:
         """Fragments of the data scanned."""
         self.console._count_line("scanning row groups", done, total)
 
-    def on_progress(self, progress: TrainingProgress) -> None:
+    def on_progress(self, progress: Progress) -> None:
         """Where training stands."""
         if self.console.interactive:
             self._show(progress)
@@ -111,7 +96,7 @@ class TrainingDisplay:
         told = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
         self._print(f"step {metrics['step']:.0f}, epoch {metrics['epoch']:.2f}: {told}")
 
-    def _show(self, progress: TrainingProgress) -> None:
+    def _show(self, progress: Progress) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
 
         if self._bar is None:
@@ -138,7 +123,7 @@ class TrainingDisplay:
             self._bar = None
 
 
-def line_of(progress: TrainingProgress) -> str:
+def line_of(progress: Progress) -> str:
     """Loss, rates, padding and time left, for one line."""
     return (
         f"loss {progress.loss:.4f}, {progress.steps_per_second:.1f} steps/s, "

@@ -1,4 +1,7 @@
-"""Evaluation of a bundle: exact metrics over every row once, on any number of actors."""
+"""Evaluation of a bundle: exact metrics over every row once, on any number of actors.
+
+May import: pipelines.ingest, pipelines.quarantine, pipelines.tasks, model.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from model.tables.filters import Filter
 from model.tables.fragments import Fragment
 from model.tables.parquet import find, first_row, is_stored, read_fragment
 from pipelines.ingest.row_counts import DataReport
-from pipelines.ingest.scan_task import Quarantine
+from pipelines.quarantine import Quarantine
 from pipelines.tasks.map import over_fragments
 
 BAD_ROWS, FILTERED_ROWS = "bad_rows", "filtered_rows"

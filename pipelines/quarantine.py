@@ -1,18 +1,24 @@
 """Rows that were left out, kept for people: as they were read, with the place and the reason of each.
 
 Knows no Ray and no model. One Parquet file for each row group that had bad rows.
+
+May import: model.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.errors import DataError
-from model.storage import join, write_bytes
+from model.storage import join, stem, write_bytes
+from model.tables.fragments import Fragment
+from model.tables.parquet import first_row, read_whole_fragment
 
 FILE, ROW, COLUMN, REASON = "quarantine_file", "quarantine_row", "quarantine_column", "quarantine_reason"
 ROWS = "quarantine_rows"  # of what stands for a whole row group: how many rows it had
@@ -53,3 +59,16 @@ def write_quarantine(directory: str, name: str, rows: pa.Table) -> None:
     stream = io.BytesIO()
     pq.write_table(rows, stream, compression="zstd")
     write_bytes(join(directory, name), stream.getvalue())
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """Writes bad rows of a fragment, with all their columns, into `directory`."""
+
+    directory: str
+
+    def __call__(self, fragment: Fragment, errors: Mapping[int, DataError]) -> None:
+        digest = hashlib.sha256(fragment.file.encode()).hexdigest()[:8]
+        name = f"{stem(fragment.file)}-{digest}-{fragment.row_group:05d}.parquet"
+        rows = quarantined(read_whole_fragment(fragment), errors, file=fragment.file, first_row=first_row(fragment))
+        write_quarantine(self.directory, name, rows)

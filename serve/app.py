@@ -3,6 +3,8 @@
     serve deploy:  import_path: serve.app:build_app,  args: {bundle: s3://models/best, serve: {max_batch_sequences: 64}}
 
 A replica is ingress and model in one: a second deployment behind the first would only add a hop.
+
+May import: serve.config, serve.replica, model.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@
             prediction = session.step({"char": [character]})
 
 The server keeps no session: `Session` keeps the state here and sends it along.
+
+May import: serve.wire, model.errors.
 """
 
 from __future__ import annotations

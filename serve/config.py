@@ -1,6 +1,8 @@
 """The `serve:` section of a run's YAML. Knows no Ray: `deployment_options` and its like are plain data.
 
 Ray Serve silently accepts keys that it does not know, so every field here is mapped onto Ray's by name.
+
+May import: model.
 """
 
 from __future__ import annotations

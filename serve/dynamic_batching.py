@@ -3,6 +3,8 @@
 While one batch is scored, requests queue up and make the next batch, so batches grow with the load by themselves.
 `ray.serve.batch` is the rejected twin: it counts requests instead of sequences, or else (batch_size_fn) recounts the
 whole batch for every request it adds and refuses a larger one, and an exception fails all requests of a batch.
+
+May import: model.
 """
 
 from __future__ import annotations

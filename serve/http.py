@@ -2,6 +2,8 @@
 
 Answers: 200 where at least one row could be scored (the others have an `error` each); 422 where none could;
 400 for a body that cannot be read, 413 for one that is too large, 415 for another content type.
+
+May import: serve.config, serve.wire, model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""One copy of a model behind its own HTTP application, warmed up. Knows no Ray; `serve.app` hands it over."""
+"""One copy of a model behind its own HTTP application, warmed up. Knows no Ray; `serve.app` hands it over.
+
+May import: serve.config, serve.wire, serve.dynamic_batching, serve.http, model.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Starting the server on a running Ray, and ending it. Prints nothing; whoever calls it started Ray."""
+"""Starting the server on a running Ray, and ending it. Prints nothing; whoever calls it started Ray.
+
+May import: serve.app, serve.config, model.
+"""
 
 from __future__ import annotations
 

@@ -47,6 +47,7 @@ from model.features.labels import FittedLabel, PredictionType, ProblemType
 from model.network.network import build_network
 from model.storage import join
 from model.tables.fragments import Fragment
+from pipelines.train.job import Job
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=60)
 hypothesis.settings.load_profile("repeatable")
@@ -195,7 +196,7 @@ def _bundle(
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One private Ray for the whole session, with CPUs for three workers and for Ray Data beside them."""
-    from pipelines.cluster.capacity import ray_session
+    from pipelines.cluster.session import ray_session
 
     with ray_session(logical_cpus=6):
         yield
@@ -314,7 +315,7 @@ def _train_in_memory(
                 yield collate(source.take(np.concatenate(mine))) if mine else None
 
         worker.run(
-            worker.Job(
+            Job(
                 **{
                     "config": run,
                     "columns": bundle.columns,

@@ -27,9 +27,10 @@ from model.tables.parquet import find_fragments
 from pipelines.config import RunConfig, run_config
 from pipelines.evaluate import evaluate
 from pipelines.ingest import scan as ingest
+from pipelines.ingest.fitted_data import load_prepared, save_prepared
 from pipelines.ingest.read_task import Request, RowReader
 from pipelines.ingest.row_counts import DataReport
-from pipelines.ingest.scan_task import Quarantine
+from pipelines.quarantine import Quarantine
 
 NAN = float("nan")
 
@@ -292,8 +293,8 @@ def test_a_run_counts_reports_and_sets_aside(
     assert len(caplog.messages) == 7
     lying = [row for file in sorted(quarantine.iterdir()) for row in pq.ParquetFile(file).read()["row"].to_pylist()]
     assert lying == sorted(BAD)
-    ingest.save_prepared(config.directory, prepared)
-    assert ingest.load_prepared(config.directory).rows == report
+    save_prepared(config.directory, prepared)
+    assert load_prepared(config.directory).rows == report
     assert json.loads(Path(config.directory, "data", "rows.json").read_text())["bad"] == 9
     reader = RowReader(prepared.columns, prepared.label)
     index = prepared.train

@@ -24,8 +24,10 @@ from model.network.network import build_network
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest import batches as batching
 from pipelines.ingest import scan as ingest
+from pipelines.ingest.fitted_data import Prepared
 from pipelines.ingest.read_task import Request, RowReader
 from pipelines.train import loop as worker
+from pipelines.train.job import Job, Report
 
 pytestmark = pytest.mark.usefixtures("local_ray", "large")
 
@@ -79,7 +81,7 @@ def run_of(path: Path, **train: Any) -> RunConfig:
     return run_config(mapping, where="run.yaml")
 
 
-def plan_of(prepared: ingest.Prepared, seed: int, bound: str = "rows") -> Plan:
+def plan_of(prepared: Prepared, seed: int, bound: str = "rows") -> Plan:
     if bound == "rows":
         return Plan(prepared.train, 8, seed=seed, window_batches=2)
     return Plan(prepared.train, None, seed=seed, window_batches=2, batch_padded_steps=30)
@@ -191,12 +193,12 @@ def direct(reader: RowReader, rank: int, world: int, plan: Plan, start: int, sto
     return batching.cut(parts, (plan.rank_rows(step, rank, world) for step in range(start, stop)))
 
 
-def trained(config: RunConfig, world: int = 1, resume: Any = None) -> list[list[worker.Report]]:
+def trained(config: RunConfig, world: int = 1, resume: Any = None) -> list[list[Report]]:
     """The reports of each rank, all in threads of this process."""
     prepared = ingest.prepare_run(config)
     reader = RowReader(prepared.columns, prepared.label)
     plan, _ = worker.plans(config, prepared.train, None)
-    reports: list[list[worker.Report]] = [[] for _ in range(world)]
+    reports: list[list[Report]] = [[] for _ in range(world)]
     total = Sum(world)
     # The same weights for all: threads that draw them at the same time share torch's generator.
     network = build_network(config.model, prepared.columns, prepared.label, config.train.seed)
@@ -204,7 +206,7 @@ def trained(config: RunConfig, world: int = 1, resume: Any = None) -> list[list[
 
     def work(rank: int) -> None:
         torch.set_num_threads(1)
-        job = worker.Job(
+        job = Job(
             config=config,
             columns=prepared.columns,
             label=prepared.label,

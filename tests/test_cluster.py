@@ -17,8 +17,9 @@ import pytest
 
 from model.errors import ConfigError
 from pipelines.cluster import machine
-from pipelines.cluster.capacity import logical_cpus_for, ray_session, refuse_unsafe_environment
+from pipelines.cluster.capacity import logical_cpus_for
 from pipelines.cluster.private_ray import OBJECT_STORE_LEAST_BYTES, default_object_store_bytes
+from pipelines.cluster.session import ray_session, refuse_unsafe_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB, GIB = 2**20, 2**30

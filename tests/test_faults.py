@@ -16,7 +16,7 @@ import yaml
 
 from model.bundle.bundle import load_bundle
 from model.bundle.run_directory import resolve_bundle
-from pipelines.tracking.run_status import list_runs
+from pipelines.tracking.run_list import list_runs
 
 pytestmark = pytest.mark.slow
 

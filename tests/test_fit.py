@@ -30,8 +30,10 @@ from model.settings import dump_yaml
 from model.tables.parquet import find_fragments
 from pipelines.cli.app import app
 from pipelines.config import RunConfig, run_config
+from pipelines.ingest import fit_cache
 from pipelines.ingest import scan as ingest
 from pipelines.ingest.fit_cache import check_fit, fitted_data, is_current, same
+from pipelines.ingest.fitted_data import Prepared, load_prepared
 from pipelines.train.run import train
 from tune.sweep import prepare
 
@@ -217,7 +219,7 @@ def test_whatever_scans_fits_what_one_loop_does_to_the_last_bit(
     columns, label = fit_columns(config.model, [scan_fragment(f, config.model, None, fit=True) for f in fragments])
     assert prepared.columns.model_dump_json() == columns.model_dump_json()
     assert prepared.label == label
-    stored = ingest.load_prepared(config.directory)
+    stored = load_prepared(config.directory)
     assert same(stored, prepared)
     assert lines_of(stored.report) == lines_of(prepared.report)
 
@@ -262,7 +264,7 @@ def test_a_training_uses_what_was_fitted_and_its_directory_keeps_it(make_run: Ca
     assert scans.groups == 0
     (line,) = lines  # and none on fitting
     assert line.startswith("memory of a worker: about ")
-    assert load_bundle(result.bundle).columns == ingest.load_prepared(config.directory).columns
+    assert load_bundle(result.bundle).columns == load_prepared(config.directory).columns
     check_fit(config)  # it holds a run of these data
     with pytest.raises(ConfigError) as raised:
         check_fit(make_run(num_classes=4))
@@ -362,11 +364,11 @@ def test_a_scan_that_was_cut_short_is_not_taken_for_whole(
     fitted_data(config)
     touch(data / "0.parquet")
 
-    def killed(directory: str, prepared: ingest.Prepared) -> None:
+    def killed(directory: str, prepared: Prepared) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ingest, "save_prepared", killed)
+        patch.setattr(fit_cache, "save_prepared", killed)
         with pytest.raises(KeyboardInterrupt):
             fitted_data(config)
     assert not is_current(config)
@@ -418,7 +420,7 @@ def test_the_command_shows_and_stores_what_it_has_fitted_and_scans_no_more(
     ]  # fmt: skip
     report = json.loads(output.read_text())
     assert is_current(config)
-    prepared = ingest.load_prepared(config.directory)
+    prepared = load_prepared(config.directory)
     assert report["fitted"] == json.loads(prepared.columns.model_dump_json())["sources"]
     second, shown_again, noted_again = run_command("fit-columns", str(yaml))
     assert (second, shown_again) == (0, shown)

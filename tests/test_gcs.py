@@ -17,6 +17,7 @@ from model.bundle.bundle import load_bundle, save_bundle
 from model.bundle.run_directory import resolve_bundle
 from model.errors import DataError
 from model.storage import filesystems as storage
+from model.storage.search import find_files
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
 from model.tables.parquet import find, find_fragments, read_fragment
@@ -71,11 +72,11 @@ def test_what_is_found_is_read_by_any_process(bucket: str) -> None:
     assert {storage.stem(each.file) for each in fragments} == {"a", "b c", "größe", "x"}
     read = [read_fragment(Fragment.from_json(each.to_json()), ["x", "year"]) for each in fragments]
     assert sorted(table["x"].to_pylist()[0] for table in read) == [0, 1, 2, 3]
-    assert len(storage.find_files(storage.join(bucket, "list", "**", "*.parquet"))) == 4
+    assert len(find_files(storage.join(bucket, "list", "**", "*.parquet"))) == 4
     kept = find(storage.join(bucket, "list", "year=*"), ["x"], where=Filter("year > 2019"))
     assert [dict(each.partitions) for each in kept.fragments] == [{"year": 2020}]
     with pytest.raises(DataError, match="there is no such file or directory; check the path"):
-        storage.find_files(storage.join(bucket, "nothing"))
+        find_files(storage.join(bucket, "nothing"))
 
 
 def test_what_is_written_is_read_replaced_listed_and_removed(bucket: str) -> None:

@@ -47,6 +47,7 @@ ALLOWED = FIXED | {
 }  # fmt: skip
 MOST_FILE_LINES = 500
 MOST_FUNCTION_LINES = 40
+MOST_MODULES = 16  # a folder, without __init__.py
 
 
 # --- a file, its imports, its faults ---
@@ -277,6 +278,153 @@ def test_every_file_keeps_the_rule(rule: Rule) -> None:
     assert not faults, f"{rule.__name__}:\n" + "\n".join(faults)
 
 
+# --- the packages: each says what it may import, and keeps to it ---
+
+
+def units(found: list[Source]) -> dict[str, frozenset[str]]:
+    """What each unit may import: a package, or a module that stands in a room itself and says so on its own.
+
+    The line `May import: a, b.c.` ends the docstring; `nothing` is no unit. A module of a room that says nothing is
+    held to the room's own line.
+    """
+    said = {}
+    for source in found:
+        if source.path.name == "__init__.py" or len(source.path.parts) == 2:
+            text = " ".join((ast.get_docstring(source.tree) or "").split())
+            if match := re.search(r"May import: (.*?)\.( |$)", text):
+                said[_module(source.path)] = frozenset(match[1].split(", ")) - {"nothing"}
+    return said
+
+
+def _module(path: PurePosixPath) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _unit(name: str, said: dict[str, frozenset[str]]) -> str:
+    """The unit that a dotted name belongs to."""
+    room, _, rest = name.partition(".")
+    unit = f"{room}.{rest.split('.')[0]}"
+    return unit if unit in said else room
+
+
+def package_faults(found: list[Source]) -> list[str]:
+    """Imports that a package's own line does not allow, wherever they stand; packages without a line."""
+    said = units(found)
+    faults = [
+        source.says(1, "a package says in its docstring what it knows, and last `May import: …`")
+        for source in found
+        if source.path.name == "__init__.py" and _module(source.path) not in said
+    ]
+    for source in found:
+        unit = _unit(_module(source.path), said)
+        allowed = said.get(unit, frozenset()) | {unit}
+        for each in source.imports():
+            target = _unit(each.target, said)
+            if each.target.split(".")[0] not in MAY_IMPORT or {target, target.split(".")[0]} & allowed:
+                continue
+            if unit == "pipelines.cli" and each.in_function:
+                continue  # the front door opens every room, lazily
+            line = ", ".join(sorted(said.get(unit, ()))) or "nothing"
+            faults.append(source.says(each.line, f"{unit} may import {line}, but imports {each.target}"))
+    return faults
+
+
+def circles(said: dict[str, frozenset[str]]) -> list[str]:
+    """The units that may, over others, import themselves."""
+    rooms = {name: {unit for unit in said if unit.split(".")[0] == name} for name in MAY_IMPORT}
+    below = {
+        unit: {each for name in names for each in (rooms[name] if name in MAY_IMPORT else {name}) if each != unit}
+        for unit, names in said.items()
+        if unit not in ("pipelines.cli", "pipelines.__main__")  # they lie above all others of their room
+    }
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = set(below.get(start, ()))
+        while todo:
+            seen.add(unit := todo.pop())
+            todo |= below.get(unit, set()) - seen
+        return seen
+
+    return sorted(unit for unit in below if unit in reached(unit))
+
+
+def test_packages_import_what_they_say() -> None:
+    assert package_faults(sources(ROOT)) == []
+
+
+def test_no_packages_stand_in_a_circle() -> None:
+    said = units(sources(ROOT))
+    assert circles(said) == []
+    strange = {name for names in said.values() for name in names} - set(said) - set(MAY_IMPORT)
+    assert not strange, "these are named in a line, but are no packages"
+
+
+PACKAGES = {
+    "model/__init__.py": "May import: model.",
+    "model/errors.py": "May import: nothing.",
+    "model/tables/__init__.py": "Tables.\n\nMay import: model.errors.",
+    "model/scan/__init__.py": "One pass.\n\nMay import: model.errors,\nmodel.tables.",
+    "pipelines/__init__.py": "May import: model, pipelines.",
+    "pipelines/cli/__init__.py": "May import: model, pipelines.",
+    "tune/__init__.py": "May import: pipelines, model.",
+    "serve/__init__.py": "May import: model.",
+}
+
+
+def _tree(root: Path, files: dict[str, str]) -> list[Source]:
+    """The sources of a tree of the packages above and of these files."""
+    documents = {path: f'"""{text}"""\n' for path, text in PACKAGES.items()}
+    for path, text in (documents | files).items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    return sources(root)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "fault"),
+    [
+        ("model/tables/a.py", "import model.scan.b", "model.tables may import model.errors, but imports model.scan.b"),
+        (
+            "model/errors.py",
+            '"""May import: nothing."""\nfrom model import scan',
+            "model.errors may import nothing, but imports model.scan",
+        ),
+        (
+            "model/scan/a.py",
+            "def f():\n    from serve import app",
+            "model.scan may import model.errors, model.tables, but imports serve.app",
+        ),
+        (
+            "pipelines/cli/a.py",
+            "import tune.sweep",
+            "pipelines.cli may import model, pipelines, but imports tune.sweep",
+        ),
+        ("model/new/__init__.py", "", "a package says in its docstring what it knows, and last `May import: …`"),
+    ],
+)
+def test_an_import_that_a_package_does_not_say_is_refused(path: str, text: str, fault: str, tmp_path: Path) -> None:
+    assert [each.split(": ", 1)[1] for each in package_faults(_tree(tmp_path, {path: text}))] == [fault]
+
+
+def test_imports_that_the_packages_say_pass(tmp_path: Path) -> None:
+    good = {
+        "model/tables/a.py": "from model.errors import E\nimport model.tables.b",
+        "model/scan/a.py": "from model import tables\nfrom model.tables.a import f",
+        "pipelines/cli/a.py": "def f():\n    import tune.sweep\n    from serve.app import build_app",
+        "tune/a.py": "from pipelines.config import C\nimport tune.b",
+    }
+    found = _tree(tmp_path, good)
+    assert package_faults(found) == []
+    assert circles({unit: names for unit, names in units(found).items() if unit not in MAY_IMPORT}) == []
+
+
+def test_a_circle_is_found() -> None:
+    said = {"model.a": {"model.b"}, "model.b": {"model.c"}, "model.c": {"model.a"}, "model.d": {"model.a"}}
+    assert circles({unit: frozenset(names) for unit, names in said.items()}) == ["model.a", "model.b", "model.c"]
+
+
 # --- the tree ---
 
 
@@ -288,6 +436,10 @@ def layout_faults(root: Path) -> list[str]:
         for folder in sorted({PurePosixPath(room), *folders}):
             if not (root / folder / "__init__.py").is_file():
                 faults.append(f"{folder}/__init__.py is missing; without it another {folder} on the path would win")
+            many = len({path.name for path in (root / folder).glob("*.py")} - {"__init__.py"})
+            if many > MOST_MODULES:
+                fault = f"a folder holds at most {MOST_MODULES} modules, but this has {many}"
+                faults.append(f"{folder}: {fault}; split it by idea")
             if len(folder.parts) > 2:
                 faults.append(f"{folder}: a package holds no further packages; move its files up into {folder.parent}")
     faults += [
@@ -343,6 +495,19 @@ def test_ruff_watches_what_is_not_tested_here() -> None:
     ("module", "heavy"),
     [
         ("model", {"ray", "fastapi", "torch"}),
+        # what the processes of data tasks load, each of them at each start
+        ("model.batches.encode", {"ray", "torch", "pandas"}),
+        ("model.scan.fragment_scan", {"ray", "torch", "pandas"}),
+        ("pipelines.config", {"ray", "torch", "pandas"}),
+        ("pipelines.ingest.fitted_data", {"ray", "torch"}),
+        ("pipelines.ingest.read_task", {"ray", "torch", "pandas"}),
+        ("pipelines.ingest.scan_task", {"ray", "torch", "pandas"}),
+        ("pipelines.inspect.profile_task", {"ray", "torch"}),
+        ("pipelines.predict.chain_shuffle", {"ray", "torch"}),
+        ("pipelines.predict.score_task", {"ray", "torch"}),
+        ("pipelines.prepare.tasks", {"ray", "torch"}),
+        ("pipelines.tasks.task", {"ray", "torch", "pandas"}),
+        ("pipelines.tracking.follower", {"ray", "torch", "pandas"}),
         ("model.settings.load", {"ray", "fastapi", "torch", "pyarrow"}),
         ("serve.client", {"torch"}),
         ("pipelines.cli.app", {"ray", "torch", "pandas", "pyarrow"}),

@@ -19,8 +19,8 @@ from model.settings.yaml_text import parse_yaml
 from pipelines.cli.app import app
 from pipelines.inspect.html import where
 from pipelines.report.charts import histogram, lines, tick_text
-from pipelines.report.formatting import date_text, span_text
-from pipelines.report.page import byte_count, coded, number, share, short, shown_value
+from pipelines.report.formatting import byte_count, date_text, number, share, short, shown_value, span_text
+from pipelines.report.page import coded
 
 EVIL = "<script>alert('x')</script>"
 NAME = "kind & <b>"

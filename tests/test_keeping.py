@@ -18,7 +18,7 @@ from model.storage import list_names
 from pipelines.config import RunTrainConfig
 from pipelines.train import retention as keeping
 from pipelines.train.checkpoints import newest_whole
-from pipelines.train.loop import Report
+from pipelines.train.job import Report
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -25,7 +25,7 @@ import pytest
 from model.batches.plan import DataIndex
 from model.bundle.bundle import load_bundle
 from model.scoring.scorer import Scorer
-from pipelines.ingest.scan import load_prepared
+from pipelines.ingest.fitted_data import load_prepared
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 30, 6

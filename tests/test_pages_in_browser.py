@@ -109,7 +109,7 @@ def training_page(directory: Path, table: pa.Table, model: dict[str, Any]) -> st
     best = {"step": 40.0, "epoch": 1.2, "train_loss": 0.5, "validation_loss": 0.4, "validation_rows": 24.0}
     save_bundle(directory / "bundle", bundle_of(network, prepared.columns, prepared.label, metrics=best))
     lines = [{**best, "step": 10.0 * step, "validation_loss": 1 / step, "train_loss": 2 / step} for step in range(1, 5)]
-    return Path(write_report(config, prepared, str(directory / "bundle"), lines, 4000.0)).as_uri()
+    return Path(write_report(config, prepared, str(directory / "bundle"), lines, 4000.0, "12 MiB")).as_uri()
 
 
 # The browser ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from model.batches.encode import encoded_bytes
 from model.batches.plan import DataIndex, Plan
 from model.bundle.bundle import load_bundle
 from model.errors import ConfigError, DataError, TrainingError
@@ -25,11 +26,13 @@ from pipelines.evaluate import evaluate
 from pipelines.ingest import batches as batching
 from pipelines.ingest import scan as ingest
 from pipelines.ingest.batches import batches
+from pipelines.ingest.fitted_data import load_prepared
 from pipelines.ingest.read_task import RowReader
 from pipelines.predict.run import predict
 from pipelines.train import loop as worker
+from pipelines.train.job import Job, Report
 from pipelines.train.run import train
-from tune.reading import direct_batches
+from tune.trial import direct_batches
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -122,15 +125,15 @@ def test_ray_datas_tasks_feed_a_worker_with_what_a_loop_of_our_own_reads(
         where="run.yaml",
     )
     result = train(config)
-    prepared = ingest.load_prepared(config.directory)
-    assert batching.encoded_bytes(prepared.train, prepared.columns) > batching.SMALL_BYTES
-    reports: list[worker.Report] = []
+    prepared = load_prepared(config.directory)
+    assert encoded_bytes(prepared.train, prepared.columns) > batching.SMALL_BYTES
+    reports: list[Report] = []
     plan, _ = worker.plans(config, prepared.train, None)
     read = partial(direct_batches, RowReader(prepared.columns, prepared.label))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker: with more, sums round otherwise
     try:
-        worker.run(worker.Job(config, prepared.columns, prepared.label, plan, None, read, reports.append))
+        worker.run(Job(config, prepared.columns, prepared.label, plan, None, read, reports.append))
     finally:
         torch.set_num_threads(threads)
     assert reports[-1].bundle.fingerprint == result.fingerprint

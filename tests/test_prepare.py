@@ -36,7 +36,7 @@ from pipelines.prepare import (
 )
 from pipelines.prepare.run import PrepareResult, prepare
 from pipelines.prepare.settings import PrepareSettings
-from pipelines.tasks.messages import outcome, value_of
+from pipelines.tasks.task import outcome, value_of
 
 START = datetime.datetime(2026, 1, 1)
 

@@ -26,7 +26,7 @@ from pipelines.ingest import scan as ingest
 from pipelines.prepare import workspace as prepare_work
 from pipelines.prepare.run import PrepareResult, prepare
 from pipelines.prepare.settings import PrepareSettings
-from pipelines.tasks.messages import outcome, value_of
+from pipelines.tasks.task import outcome, value_of
 
 ROOT = Path(__file__).resolve().parent.parent
 GIVEN: dict[str, Any] = {

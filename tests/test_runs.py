@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from model.bundle.bundle import Bundle, save_bundle
 from model.bundle.run_directory import point_to
 from pipelines.cli.app import app
-from pipelines.tracking.followers import Outcome
-from pipelines.tracking.run_status import StatusFile, list_runs
+from pipelines.tracking.follower import Outcome
+from pipelines.tracking.run_list import list_runs
+from pipelines.tracking.run_status import StatusFile
 
 
 def begun(directory: Path) -> StatusFile:

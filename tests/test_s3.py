@@ -22,6 +22,7 @@ from model.bundle.bundle import load_bundle, save_bundle
 from model.bundle.run_directory import resolve_bundle
 from model.errors import ConfigError, DataError, DecodeError
 from model.storage import filesystems as storage
+from model.storage.search import find_files
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
 from model.tables.parquet import find, find_fragments, is_stored, read_fragment
@@ -98,10 +99,10 @@ def test_globs(bucket: str, pattern: str, count: int) -> None:
     for name in ("a.parquet", "b c.parquet", "year=2020/x.parquet", "_tmp/y.parquet"):
         put(storage.join(bucket, "glob", name), pa.table({"x": [1]}))
     if count:
-        assert len(storage.find_files(storage.join(bucket, "glob", pattern))) == count
+        assert len(find_files(storage.join(bucket, "glob", pattern))) == count
     else:
         with pytest.raises(DataError, match=r"must hold at least one \.parquet file, but holds none"):
-            storage.find_files(storage.join(bucket, "glob", pattern))
+            find_files(storage.join(bucket, "glob", pattern))
 
 
 def test_what_is_written_is_read_replaced_listed_and_removed(bucket: str) -> None:
@@ -124,7 +125,7 @@ def test_what_is_written_is_read_replaced_listed_and_removed(bucket: str) -> Non
 def test_what_people_can_mend_is_told(server: str, bucket: str) -> None:
     missing = f"s3://no-such-bucket{server}"
     with pytest.raises(DataError) as raised:
-        storage.find_files(missing)
+        find_files(missing)
     assert str(raised.value) == f"{missing}: there is no such file or directory; check the path"
     with pytest.raises(ConfigError) as refused:
         storage.write_bytes(storage.join(missing, "a"), b"x")
@@ -133,7 +134,7 @@ def test_what_people_can_mend_is_told(server: str, bucket: str) -> None:
     assert str(refused.value).endswith("; check the bucket's name, the credentials, the region and the endpoint")
     nobody = "s3://data-bucket/x?scheme=http&endpoint_override=127.0.0.1:9"
     with pytest.raises((DataError, ConfigError), match="cannot be"):
-        storage.find_files(nobody)
+        find_files(nobody)
 
 
 @pytest.fixture

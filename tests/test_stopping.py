@@ -12,7 +12,8 @@ from model.batches.encode import encode_rows
 from model.batches.encoded_rows import EncodedRows
 from model.bundle.bundle import Bundle
 from model.errors import ConfigError
-from pipelines.train.stopping import Clock, EarlyStopping, EarlyStoppingConfig, Rules
+from pipelines.config import EarlyStoppingConfig
+from pipelines.train.stopping import Clock, EarlyStopping, Rules
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pyarrow import fs
 from model.bundle.run_directory import point_to, pointed, resolve_bundle
 from model.errors import ConfigError, DataError
 from model.storage import filesystems as storage
+from model.storage.search import find_files
 
 NAMES = [
     "plain.parquet",
@@ -37,14 +38,14 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_a_directory_means_its_visible_parquet_files_in_order(data: Path) -> None:
-    assert names(storage.find_files(data), data) == sorted([*NAMES, "deep/er/x.parquet"])
-    assert storage.find_files(f"{data}/") == storage.find_files(data)
-    assert storage.find_files(f"file://{data}") == storage.find_files(data)
+    assert names(find_files(data), data) == sorted([*NAMES, "deep/er/x.parquet"])
+    assert find_files(f"{data}/") == find_files(data)
+    assert find_files(f"file://{data}") == find_files(data)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "_hidden.parquet", "notes.txt"])
 def test_a_file_that_is_named_is_that_file(data: Path, name: str) -> None:
-    assert storage.find_files(data / name) == [str(data / name)]
+    assert find_files(data / name) == [str(data / name)]
 
 
 @pytest.mark.parametrize(
@@ -59,14 +60,14 @@ def test_a_file_that_is_named_is_that_file(data: Path, name: str) -> None:
     ],
 )
 def test_a_glob_means_visible_files_and_directories(data: Path, pattern: str, expected: list[str]) -> None:
-    assert names(storage.find_files(data / pattern), data) == expected
+    assert names(find_files(data / pattern), data) == expected
 
 
 def test_a_directory_whose_own_name_is_hidden_may_be_named(tmp_path: Path) -> None:
     (tmp_path / "_staging").mkdir()
     (tmp_path / "_staging" / "a.parquet").write_bytes(b"")
-    assert names(storage.find_files(tmp_path / "_staging"), tmp_path) == ["_staging/a.parquet"]
-    assert names(storage.find_files(tmp_path / "_staging/*"), tmp_path) == ["_staging/a.parquet"]
+    assert names(find_files(tmp_path / "_staging"), tmp_path) == ["_staging/a.parquet"]
+    assert names(find_files(tmp_path / "_staging/*"), tmp_path) == ["_staging/a.parquet"]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_a_path_without_files_is_told(data: Path, path: str, message: str) -> No
     (data / "empty").mkdir()
     (data / "empty" / "_SUCCESS").write_bytes(b"")
     with pytest.raises(DataError) as raised:
-        storage.find_files(data / path)
+        find_files(data / path)
     assert str(raised.value) == f"{os.path.normpath(data / path)}: {message}"
 
 
@@ -92,7 +93,7 @@ def test_a_directory_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(storage, "resolve", lambda path: (Locked(), str(path)))
     with pytest.raises(DataError) as raised:
-        storage.find_files(tmp_path)
+        find_files(tmp_path)
     assert str(raised.value) == f"{tmp_path}: cannot be listed: [Errno 13] Permission denied; check its permissions"
 
 
@@ -174,7 +175,7 @@ def test_an_object_store_is_written_read_and_searched(bucket: str) -> None:
     storage.make_directory(storage.join(bucket, "data/deep"))
     for name in ("b.parquet", "a.parquet", "deep/c.parquet", "_hidden.parquet", "notes.txt"):
         storage.write_bytes(storage.join(bucket, "data", name), name.encode())
-    found = storage.find_files(storage.join(bucket, "data"))
+    found = find_files(storage.join(bucket, "data"))
     assert found == [f"{bucket}/data/{name}" for name in ("a.parquet", "b.parquet", "deep/c.parquet")]
     assert [storage.read_bytes(path) for path in found] == [b"a.parquet", b"b.parquet", b"deep/c.parquet"]
     storage.remove_tree(storage.join(bucket, "data"))
@@ -203,16 +204,16 @@ def test_globs_in_an_object_store_mean_what_they_mean_locally(
             path = storage.join(root, name)
             storage.make_directory(path.rpartition("/")[0])
             storage.write_bytes(path, b"x")
-    found = storage.find_files(storage.join(bucket, pattern))
+    found = find_files(storage.join(bucket, pattern))
     assert found == sorted(storage.join(bucket, quote(name)) for name in expected)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "resolve", lambda path: (fs.LocalFileSystem(), str(path)))
-        assert names(storage.find_files(tmp_path / pattern), tmp_path) == sorted(expected)
+        assert names(find_files(tmp_path / pattern), tmp_path) == sorted(expected)
 
 
 def test_a_glob_in_an_object_store_that_finds_nothing_is_told(bucket: str) -> None:
     with pytest.raises(DataError) as raised:
-        storage.find_files(f"{bucket}/*.parquet")
+        find_files(f"{bucket}/*.parquet")
     assert str(raised.value) == (
         f"{bucket}/*.parquet: must hold at least one .parquet file, but holds none; check the path"
     )

@@ -14,8 +14,8 @@ import pytest
 from model.config import ModelConfig
 from model.errors import ConfigError
 from pipelines.config import RunConfig, run_config
+from pipelines.tracking.follower import Progress
 from pipelines.tracking.followers import followed
-from pipelines.train.loop import Progress
 
 # SQLAlchemy's and protobuf's own modules use what they have deprecated.
 pytestmark = [

@@ -12,7 +12,8 @@ from ray.train import ControllerError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.controller import state
 
-from pipelines.supervision.ray_trainer import NoRoomInTimeError, SparingPolicy, StartLimit
+from pipelines.supervision.ray_trainer import SparingPolicy, StartLimit
+from pipelines.supervision.watchdog import NoRoomInTimeError
 
 STARTING, RUNNING = state.SchedulingState(None), state.RunningState()
 

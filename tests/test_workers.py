@@ -12,8 +12,8 @@ from model.errors import ConfigError, ResourceError
 from model.settings import build
 from pipelines.cluster.capacity import logical_cpus_for, preflight_workers
 from pipelines.cluster.machine import cpu_count
-from pipelines.cluster.worker_count import WorkerRange, room_for, settled
-from pipelines.config import ResourcesConfig
+from pipelines.cluster.worker_count import room_for, settled
+from pipelines.config import ResourcesConfig, WorkerRange
 
 RATES = {"SGD": 0.1, "Momentum": 0.05, "Adagrad": 0.1, "Adam": 0.01, "RMSProp": 0.01, "Ftrl": 0.1}
 
@@ -56,6 +56,10 @@ def resources(**settings: Any) -> ResourcesConfig:
     return build(ResourcesConfig, settings, where="resources")
 
 
+def room(workers: Any, cpus: int, address: str | None) -> int:
+    return room_for(resources(workers=workers, cpus_per_worker=cpus, address=address))
+
+
 def test_workers_are_a_number_or_auto_or_a_range() -> None:
     assert resources(workers=3).workers == 3
     assert resources(workers="auto").workers == "auto"
@@ -74,13 +78,13 @@ def test_a_private_ray_has_cpus_for_all_workers_and_a_joined_one_for_the_fewest(
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
     elastic = resources(workers={"min": 2, "max": 5}).workers
-    assert (room_for(elastic, 1, None), room_for(elastic, 1, "head:6379")) == (5, 2)
-    assert (room_for(elastic, 3, None), room_for(elastic, 3, "head:6379")) == (15, 6)
-    assert (room_for("auto", 1, None), room_for("auto", 1, "head:6379")) == (cpu_count(), 1)
-    assert (room_for("auto", 10**6, None), room_for("auto", 4, "head:6379")) == (10**6, 4)
-    assert (room_for(2, 3, None), room_for(2, 3, "head:6379")) == (6, 6)
+    assert (room(elastic, 1, None), room(elastic, 1, "head:6379")) == (5, 2)
+    assert (room(elastic, 3, None), room(elastic, 3, "head:6379")) == (15, 6)
+    assert (room("auto", 1, None), room("auto", 1, "head:6379")) == (cpu_count(), 1)
+    assert (room("auto", 10**6, None), room("auto", 4, "head:6379")) == (10**6, 4)
+    assert (room(2, 3, None), room(2, 3, "head:6379")) == (6, 6)
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    assert (room_for("auto", 1, None), room_for(elastic, 1, None), room_for(3, 1, None)) == (1, 2, 3)
+    assert (room("auto", 1, None), room(elastic, 1, None), room(3, 1, None)) == (1, 2, 3)
 
 
 @pytest.mark.parametrize("cpus_each", [1, 2, 3, 5])
@@ -92,7 +96,7 @@ def test_a_private_ray_is_never_too_small_for_its_own_run(
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
     wanted = resources(workers=workers, cpus_per_worker=cpus_each)
-    cpus = logical_cpus_for(wanted.room)
+    cpus = logical_cpus_for(room_for(wanted))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus)})
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": float(cpus)}}])
     fewest, most = settled(wanted.workers, cpus_each, False)

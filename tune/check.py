@@ -15,8 +15,7 @@ from model.scoring.metrics import results
 from model.settings import did_you_mean
 from model.settings.yaml_text import parse_yaml
 from model.storage import exists, join, list_names, read_bytes
-from pipelines.config import RunConfig
-from pipelines.train.resume import flat
+from pipelines.config import RunConfig, flat
 from tune.config import TuneConfig, tune_config
 from tune.points import check_points
 

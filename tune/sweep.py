@@ -27,10 +27,10 @@ from pipelines.cluster.capacity import preflight, preflight_workers
 from pipelines.config import RunConfig
 from pipelines.ingest import scan as ingest
 from pipelines.ingest.fit_cache import fitted_data
-from pipelines.supervision.driver_channel import mailbox
-from pipelines.supervision.telemetry import listening
+from pipelines.ingest.fitted_data import Prepared
+from pipelines.supervision.driver_channel import listening, mailbox
 from pipelines.tracking.run_status import status_kept
-from pipelines.train.run import interruptible
+from pipelines.train.failures import interruptible
 from tune.check import RAY_TRAIN, RAY_TUNE, check_sweep
 from tune.config import TuneConfig
 from tune.points import best_run
@@ -106,7 +106,7 @@ def check_room(config: RunConfig, tuning: TuneConfig, gpus: float) -> None:
 
 def prepare(
     config: RunConfig, *, resume: bool, on_scan: ingest.Progress | None, say: Callable[[str], None] | None = None
-) -> ingest.Prepared:
+) -> Prepared:
     """The data, scanned once for all trials (or before, by `fit-columns`); clears what a failed start has left."""
     prepared = fitted_data(config, resume=resume, progress=on_scan, say=say)
     if resume:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,25 +16,31 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import ray.tune
+import torch
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from model.batches.collate import SequenceBatch
+from model.batches.plan import Plan
 from model.bundle.bundle import Bundle, TrainingState, load_bundle, load_training_state, save_bundle
 from model.errors import DynamicRnnError, to_plain
 from model.storage import exists, join
+from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
 from pipelines.config import RunConfig, run_config
-from pipelines.ingest import scan as ingest
+from pipelines.ingest.batches import CPU, planned
+from pipelines.ingest.fitted_data import Prepared, load_prepared
+from pipelines.ingest.prefetch import prefetched
 from pipelines.ingest.read_task import RowReader
-from pipelines.supervision.driver_channel import mailbox
+from pipelines.supervision.driver_channel import Telemetry, mailbox
 from pipelines.supervision.heartbeat import Pulse
 from pipelines.supervision.ray_trainer import Trainer
-from pipelines.supervision.telemetry import Telemetry
 from pipelines.supervision.watchdog import watching
 from pipelines.train import loop as worker
-from pipelines.train import run as train
+from pipelines.train.failures import ERROR, raise_recorded, record_error
+from pipelines.train.job import Job, Report
+from pipelines.train.ray_worker import provenance, rank_batches, sum_over_workers
 from tune.check import RAY_TRAIN
 from tune.config import TuneConfig, tune_config
 from tune.points import Point, trial_run
-from tune.reading import direct_batches
 
 SCORE, FAILURE, LAST, METRICS, SAID = "score", "failure", "last", "metrics", "said"
 WORST = 1e300  # not infinity: ASHA's percentiles would become NaN
@@ -78,7 +84,7 @@ def decoded(tuning: TuneConfig, settings: Mapping[str, Any]) -> Point:
     return {name: tuning.space[name].decoded(value) for name, value in settings.items()}
 
 
-def outcome(tuning: TuneConfig, report: worker.Report) -> dict[str, Any]:
+def outcome(tuning: TuneConfig, report: Report) -> dict[str, Any]:
     """What Ray Tune is told: a score to minimise, our own clocks, and the metrics."""
     return {
         SCORE: scored(tuning, report.metrics),
@@ -105,7 +111,7 @@ def train_here(config: RunConfig, tuning: TuneConfig, run: RunConfig, settings: 
     import torch
 
     torch.set_num_threads(run.resources.cpus_per_worker)
-    prepared = ingest.load_prepared(config.directory)
+    prepared = load_prepared(config.directory)
     device = torch.device("cuda" if cuda else "cpu")
     worker.run(
         job(
@@ -120,21 +126,21 @@ def train_here(config: RunConfig, tuning: TuneConfig, run: RunConfig, settings: 
     )
 
 
-def job(run: RunConfig, settings: Point, prepared: ingest.Prepared, **by_place: Any) -> worker.Job:
+def job(run: RunConfig, settings: Point, prepared: Prepared, **by_place: Any) -> Job:
     """The trial's job: its run on the sweep's data; `by_place` is what differs by where it trains."""
     train_plan, validation_plan = worker.plans(run, prepared.train, prepared.validation)
-    return worker.Job(
+    return Job(
         config=run,
         columns=prepared.columns,
         label=prepared.label,
         train=train_plan,
         validation=validation_plan,
-        provenance=train.provenance(run) | {"trial": settings},
+        provenance=provenance(run) | {"trial": settings},
         **by_place,
     )
 
 
-def report_to_tune(tuning: TuneConfig, report: worker.Report) -> None:
+def report_to_tune(tuning: TuneConfig, report: Report) -> None:
     """Hands Ray Tune the outcome and a checkpoint; it answers by going on or by ending this thread."""
     with tempfile.TemporaryDirectory() as temporary:
         save_bundle(temporary, report.bundle, report.training)
@@ -165,10 +171,10 @@ def train_on_workers(sweep: Sweep, tuning: TuneConfig, run: RunConfig, settings:
         try:
             trainer_of(tuning, run, {**told, "watch": watchdog.watch}).fit()
         except ray.train.TrainingFailedError as error:
-            train.raise_recorded(directory)
+            raise_recorded(directory)
             watchdog.explain(error)
             raise
-    train.raise_recorded(directory)
+    raise_recorded(directory)
 
 
 def trainer_of(tuning: TuneConfig, run: RunConfig, given: dict[str, Any]) -> Trainer:
@@ -198,13 +204,13 @@ def trainer_of(tuning: TuneConfig, run: RunConfig, given: dict[str, Any]) -> Tra
 
 def train_loop(given: dict[str, Any]) -> None:
     """What each worker of a trial runs. After a mistake of the user's, Ray Train's new try ends at once."""
-    if exists(join(given["directory"], train.ERROR)):
+    if exists(join(given["directory"], ERROR)):
         return
     try:
         with given["watch"].pulse() as pulse:
             train_rank(given, pulse)
     except DynamicRnnError as error:
-        train.record_error(given["directory"], error)
+        record_error(given["directory"], error)
         raise
 
 
@@ -218,16 +224,16 @@ def train_rank(given: dict[str, Any], pulse: Pulse) -> None:
     torch.set_num_threads(run.resources.cpus_per_worker)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    prepared = ingest.load_prepared(config.directory)
+    prepared = load_prepared(config.directory)
     reader = RowReader(prepared.columns, prepared.label)
     device = ray.train.torch.get_device() if given["cuda"] else torch.device("cpu")
     made = job(
         run,
         given["settings"],
         prepared,
-        batches=partial(train.rank_batches, reader, rank, world, run.plugins, device),
+        batches=partial(rank_batches, reader, rank, world, run.plugins, device),
         report=partial(report_to_train, tuning, rank, pulse.meet(ray.train.report)),
-        reduce=pulse.meet(train.sum_over_workers),
+        reduce=pulse.meet(sum_over_workers),
         rank=rank,
         world=world,
         device=device,
@@ -236,7 +242,7 @@ def train_rank(given: dict[str, Any], pulse: Pulse) -> None:
     worker.run(replace(made, batches=pulse.over(made.batches, made.train)))
 
 
-def report_to_train(tuning: TuneConfig, rank: int, meet: Callable[..., None], report: worker.Report) -> None:
+def report_to_train(tuning: TuneConfig, rank: int, meet: Callable[..., None], report: Report) -> None:
     """Every rank comes here, equally often; rank 0's report and checkpoint count."""
     if rank != 0:
         meet(outcome(tuning, report))
@@ -244,3 +250,14 @@ def report_to_train(tuning: TuneConfig, rank: int, meet: Callable[..., None], re
     with tempfile.TemporaryDirectory() as temporary:
         save_bundle(temporary, report.bundle, report.training)
         meet(outcome(tuning, report), checkpoint=ray.train.Checkpoint.from_directory(temporary))
+
+
+KEPT_BYTES = 128 * 2**20  # of encoded rows; less than a worker of a run keeps, for a machine runs several trials
+
+
+def direct_batches(
+    reader: RowReader, plan: Plan, start: int, stop: int, device: torch.device = CPU
+) -> Iterator[SequenceBatch | None]:
+    """`worker.Batches` of the only worker, for steps start … stop − 1. DataError names file, row and column."""
+    keep_freed_memory(OF_COMPUTING)
+    return prefetched(planned(plan, reader, 0, 1, start, stop, partial(map, reader.read), KEPT_BYTES), device)

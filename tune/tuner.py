@@ -18,7 +18,7 @@ from model.training.truncation import segment_count
 from pipelines.cluster.capacity import SPARE_CPUS, available_gpus
 from pipelines.cluster.machine import cpu_count
 from pipelines.config import RunConfig
-from pipelines.supervision.telemetry import Telemetry
+from pipelines.supervision.driver_channel import Telemetry
 from pipelines.train import loop as worker
 from pipelines.train.run import gpus_for
 from pipelines.train.steps import epoch_steps

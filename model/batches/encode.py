@@ -6,11 +6,13 @@ import numpy as np
 import pyarrow as pa
 
 from model.batches.encoded_rows import EncodedRows
+from model.batches.plan import DataIndex
 from model.columns import Embedding, source_key
 from model.columns.config import source_of
 from model.features.encoded import MISSING_ID, Encoded
 from model.features.fitted_columns import GROUPS, FittedColumns, source_entries
 from model.features.labels import FittedLabel
+from model.features.numeric import FittedNumeric
 from model.state import StateSpec
 from model.tables.arrow_lists import offsets_of
 
@@ -72,3 +74,10 @@ def _looked_up(encoded: Encoded, row_of_entry: np.ndarray, rows: int) -> Encoded
     ids = np.concatenate([ids[valid], np.zeros(int(empty.sum()), ids.dtype)])
     owner = np.concatenate([row_of_entry[entry[valid]], row_of_entry[empty]])
     return Encoded(ids[np.argsort(owner, kind="stable")], offsets_of(np.bincount(owner, minlength=rows)))
+
+
+def encoded_bytes(index: DataIndex, columns: FittedColumns) -> int:
+    """About how many bytes all (selected) rows take once encoded, with one value a step of each categorical column."""
+    widths = [fitted.dimension if isinstance(fitted, FittedNumeric) else 1 for fitted in columns.sources.values()]
+    step_bytes = 4 * sum(widths) + 8 + 4  # label and weight
+    return index.steps * step_bytes + index.rows * 32

@@ -87,6 +87,7 @@ def train(
 ) -> None:
     """Train a model: Parquet in, a bundle out."""
     from model.storage import find_files
+    from pipelines.cluster.worker_count import room_for
     from pipelines.config import load_run
     from pipelines.train.run import check_run, has_begun
 
@@ -94,7 +95,7 @@ def train(
     resume = resume or (resume_if_exists and has_begun(run))
     check_run(run, resume=resume)  # before Ray starts: a mistake is told at once
     find_files(run.data.train)
-    with ray_for(context, run.resources.room, run.resources.address):
+    with ray_for(context, room_for(run.resources), run.resources.address):
         result = _train(context.obj, run, resume=resume)
     context.obj.table(f"best bundle: {result.bundle}", result.metrics | {"fingerprint": result.fingerprint})
     if result.report is not None:
@@ -239,11 +240,12 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="a minute instead of five: less data, fewer steps")] = False,
 ) -> None:
     """The whole product on real data: train, sweep, evaluate, predict, serve, and complete code over HTTP."""
+    from pipelines.cluster.worker_count import room_for
     from pipelines.demo import run as stages
 
     config = stages.load(directory, quick=quick)
     console = context.obj
-    with ray_for(context, config.resources.room, None):
+    with ray_for(context, room_for(config.resources), None):
         from serve.client import Client
 
         rooms = stages.Stages(

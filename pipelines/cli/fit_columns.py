@@ -27,6 +27,7 @@ def fit_columns(
 
     They lie in the run's data/ and are used as long as neither the data nor the columns change. Fitted again only then.
     """
+    from pipelines.cluster.worker_count import room_for
     from pipelines.config import load_run
     from pipelines.ingest.fit_cache import check_fit, is_current
 
@@ -36,7 +37,7 @@ def fit_columns(
         context.obj.note(f"{run.directory}/data goes with the data and the settings: nothing is scanned")
         prepared = _fitted(context.obj, run)
     else:
-        with ray_for(context, run.resources.room, run.resources.address):
+        with ray_for(context, room_for(run.resources), run.resources.address):
             prepared = _fitted(context.obj, run)
     _show(context.obj, run, prepared)
     if output is not None:

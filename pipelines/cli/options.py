@@ -25,7 +25,8 @@ Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to j
 
 def ray_for(context: typer.Context, cpus: int, address: str | None) -> Any:
     """A session on the cluster at `address`, or on a private Ray, with `cpus` for workers; says that it starts."""
-    from pipelines.cluster.capacity import logical_cpus_for, ray_session
+    from pipelines.cluster.capacity import logical_cpus_for
+    from pipelines.cluster.session import ray_session
 
     context.obj.note("starting Ray …" if address is None else f"joining Ray at {address} …")
     return ray_session(logical_cpus=logical_cpus_for(cpus), address=address, quiet=not context.meta["debug"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipelines.tracking.run_status import RunLine
+    from pipelines.tracking.run_list import RunLine
 
 WIDTH = 200  # a bundle's path should stay on one line, to be copied
 
@@ -22,7 +22,7 @@ def runs(
     from dataclasses import asdict
 
     from model.storage import absolute
-    from pipelines.tracking.run_status import list_runs
+    from pipelines.tracking.run_list import list_runs
 
     found = list_runs(absolute(output))
     if as_json:

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Literal
 
 from model.errors import DynamicRnnError
-from pipelines.cluster.capacity import cluster_file, ray_temp_directory, refuse_unsafe_environment
 from pipelines.cluster.machine import GIB, cpu_count, listens, memory_bytes, port_is_free, shared_memory_free_bytes
 from pipelines.cluster.private_ray import OBJECT_STORE_LEAST_BYTES, SOURCE_ROOT, default_object_store_bytes
+from pipelines.cluster.session import cluster_file, ray_temp_directory, refuse_unsafe_environment
 
 SERVE_PORT = 8000
 DASHBOARD_PORT = 8265

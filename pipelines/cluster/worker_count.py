@@ -8,38 +8,20 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from pydantic import Field
-
 from model.errors import ResourceError
-from model.settings import Settings
 from pipelines.cluster.capacity import SPARE_CPUS, available_gpus, room_in_cluster
 from pipelines.cluster.machine import cpu_count
+from pipelines.config import ResourcesConfig, Workers
 
 _JOINING = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 
 
-class WorkerRange(Settings):
-    """Elastic training: it goes on with fewer workers when nodes go, and takes more when they come."""
-
-    min: int = Field(ge=1, description="workers without which training waits")
-    max: int = Field(ge=1, description="workers at most")
-
-    def model_post_init(self, _context: object) -> None:
-        if self.max < self.min:
-            raise ValueError(f"max must be at least min, but is {self.max}, and min is {self.min}")
-
-    def __str__(self) -> str:
-        return f"{self.min} to {self.max}"
-
-
-Workers = int | Literal["auto"] | WorkerRange
-
-
-def room_for(workers: Workers, cpus_per_worker: int, address: str | None) -> int:
-    """CPUs for workers that Ray must have once it is started here, or is joined at `address`."""
+def room_for(resources: ResourcesConfig) -> int:
+    """CPUs for workers that Ray must have once it is started here, or is joined."""
+    workers, cpus_per_worker = resources.workers, resources.cpus_per_worker
     if isinstance(workers, int):
         return workers * cpus_per_worker
-    if address is not None or any(os.environ.get(name) for name in _JOINING):
+    if resources.address is not None or any(os.environ.get(name) for name in _JOINING):
         return cpus_per_worker * (1 if workers == "auto" else workers.min)
     return cpus_per_worker * (max(1, cpu_count() // cpus_per_worker) if workers == "auto" else workers.max)
 

@@ -22,14 +22,13 @@ import torch
 
 from model.batches.arrow_transport import from_arrow
 from model.batches.collate import SequenceBatch, collate
+from model.batches.encode import encoded_bytes
 from model.batches.encoded_rows import EncodedRows, concat
 from model.batches.plan import DataIndex, Plan
 from model.batches.reorder import gather
 from model.errors import from_plain
-from model.features.fitted_columns import FittedColumns
-from model.features.numeric import FittedNumeric
-from pipelines.cluster.capacity import configure_ray_data
 from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
+from pipelines.cluster.session import configure_ray_data
 from pipelines.ingest.prefetch import prefetched
 from pipelines.ingest.read_task import ERROR, FEW_FRAGMENTS, ReadTask, Request, RowReader
 
@@ -95,13 +94,6 @@ def planned(
     else:
         parts = read(Request.of(plan.index, piece.rows) for piece in pieces)
     yield from cut(parts, counts)
-
-
-def encoded_bytes(index: DataIndex, columns: FittedColumns) -> int:
-    """About how many bytes all (selected) rows take once encoded, with one value a step of each categorical column."""
-    widths = [fitted.dimension if isinstance(fitted, FittedNumeric) else 1 for fitted in columns.sources.values()]
-    step_bytes = 4 * sum(widths) + 8 + 4  # label and weight
-    return index.steps * step_bytes + index.rows * 32
 
 
 class KeptRows:

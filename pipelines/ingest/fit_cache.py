@@ -17,7 +17,8 @@ from model.storage import exists, join
 from pipelines.config import RunConfig
 from pipelines.ingest import scan as ingest
 from pipelines.ingest.fit_signature import changes, forget, signature_of, store, told
-from pipelines.ingest.scan import Prepared, Progress
+from pipelines.ingest.fitted_data import Prepared, is_prepared, load_prepared, save_prepared
+from pipelines.ingest.scan import Progress
 
 
 def check_fit(config: RunConfig) -> None:
@@ -35,7 +36,7 @@ def is_current(config: RunConfig) -> bool:
     DataError where there are no data.
     """
     signature = signature_of(config)
-    return ingest.is_prepared(config.directory) and not changes(config, signature)
+    return is_prepared(config.directory) and not changes(config, signature)
 
 
 def fitted_data(
@@ -51,7 +52,7 @@ def fitted_data(
     ConfigError where a resumed run would go on with other data than it began with.
     """
     directory, signature = config.directory, signature_of(config)
-    stored = ingest.load_prepared(directory) if ingest.is_prepared(directory) else None
+    stored = load_prepared(directory) if is_prepared(directory) else None
     changed = changes(config, signature) if stored is not None else []
     if stored is not None and not changed:
         return stored
@@ -64,7 +65,7 @@ def fitted_data(
             f"{told(changed)}; restore them, or start a new run under another name"
         )
     forget(directory)  # until all of it is written
-    ingest.save_prepared(directory, found)
+    save_prepared(directory, found)
     store(directory, signature)
     return found
 

@@ -12,8 +12,7 @@ from typing import Any
 from model.columns import Vocabulary, Weighted
 from model.columns.config import source_of
 from model.storage import exists, find_files, join, read_bytes, remove_file, resolve, write_bytes
-from pipelines.config import RunConfig
-from pipelines.train.resume import flat
+from pipelines.config import RunConfig, flat
 
 SIGNATURE = "data/signature.json"
 FITTED = (

@@ -41,7 +41,7 @@ class Estimates:
 
 def estimates(survey: Survey, config: RunConfig) -> Estimates:
     """For a run over all rows of a survey, its validation rows among them."""
-    from pipelines.ingest.batches import encoded_bytes  # loads torch and Ray Data
+    from model.batches.encode import encoded_bytes  # loads torch and Ray Data
 
     assert survey.lengths is not None, "a run has sequences"
     index, train = survey.index, config.train

@@ -7,8 +7,8 @@ from typing import Any
 from markupsafe import Markup
 
 from pipelines.report.charts import histogram, lines
-from pipelines.report.formatting import date_text, span_text
-from pipelines.report.page import chart, number, render
+from pipelines.report.formatting import date_text, number, span_text
+from pipelines.report.page import chart, render
 
 MOST_CHARTS = 200  # columns beyond keep their tables
 

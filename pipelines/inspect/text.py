@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from pipelines.report.formatting import date_text
-from pipelines.report.page import byte_count, number, several, share, shown_value
+from pipelines.report.formatting import byte_count, date_text, number, several, share, shown_value
 
 PIPE_COLUMNS = 140  # where there is no terminal to ask for its width
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}

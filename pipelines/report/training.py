@@ -22,11 +22,11 @@ from model.settings import dump_yaml
 from model.storage import join, write_bytes
 from pipelines.config import RunConfig
 from pipelines.ingest.batches import reading
+from pipelines.ingest.fitted_data import Prepared
 from pipelines.ingest.read_task import Request, RowReader
-from pipelines.ingest.scan import Prepared
 from pipelines.report.charts import histogram, lines
-from pipelines.report.page import chart, metric_name, render
-from pipelines.train.memory_estimate import estimate_of
+from pipelines.report.formatting import metric_name
+from pipelines.report.page import chart, render
 
 REPORT = "report.html"
 SAMPLE_STEPS = 1 << 18  # of validation rows that the report looks at: a second or two of computing
@@ -38,11 +38,12 @@ LEAST_CONFIDENT = 0.005  # of all items: fewer in a bin of confidence tell chanc
 
 
 def write_report(
-    config: RunConfig, prepared: Prepared, bundle: str, metrics: list[dict[str, float]], seconds: float
+    config: RunConfig, prepared: Prepared, bundle: str, metrics: list[dict[str, float]], seconds: float, memory: str
 ) -> str:
-    """Writes the page; returns where it lies. `metrics` are the lines of metrics.jsonl, `seconds` those of training."""
+    """Writes the page; returns where it lies. `metrics` are the lines of metrics.jsonl, `seconds` those of
+    training, `memory` what a worker needed.
+    """
     best = load_bundle(bundle)
-    needed = estimate_of(config, prepared, int(best.provenance.get("workers", 1)))
     page = render(
         "training.html",
         command="train",
@@ -58,7 +59,7 @@ def write_report(
         keys=told_keys(metrics),
         data=data_summary(prepared),
         settings=dump_yaml(config),
-        environment=environment() | {"memory of a worker": str(needed)},
+        environment=environment() | {"memory of a worker": memory},
         per_step=prepared.label.per_step,
         **errors_of(best, prepared, config.plugins),
     )

@@ -18,15 +18,11 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller import state
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
-from pipelines.supervision.watchdog import STARTS
+from pipelines.supervision.watchdog import STARTS, NoRoomInTimeError
 
 LEAST_SPARE_CPUS = 1  # for Ray Data's tasks
 REST_SECONDS = 0.2
 ABORT_SECONDS = 15.0  # what Ray Train takes at most to end its workers, unless it waits for nodes and does not hear
-
-
-class NoRoomInTimeError(Exception):
-    """Workers have not come in time. Ray Train's own error would make it try again."""
 
 
 class StartLimit(ControllerCallback):  # type: ignore[misc]

@@ -166,8 +166,6 @@ class Watchdog:
         """What ended a run for good, where it is known better than Ray Train tells it: TrainingError, ResourceError."""
         import ray
 
-        from pipelines.supervision.ray_trainer import NoRoomInTimeError
-
         if isinstance(getattr(error, "controller_failure", None), NoRoomInTimeError):
             raise ResourceError(
                 f"there must be room for {self.workers} in the Ray cluster within "
@@ -243,3 +241,7 @@ def start_timeout(seconds: float) -> Iterator[None]:
         yield
     finally:
         del os.environ[START_TIMEOUT]
+
+
+class NoRoomInTimeError(Exception):
+    """Workers have not come in time. Ray Train's own error would make it try again."""

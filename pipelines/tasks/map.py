@@ -15,10 +15,9 @@ import ray
 import ray.data
 
 from model.tables.fragments import Fragment
-from pipelines.cluster.capacity import available_gpus, configure_ray_data
-from pipelines.tasks.holding import GpuTask, HeldTask
-from pipelines.tasks.messages import value_of
-from pipelines.tasks.task import Numbered
+from pipelines.cluster.capacity import available_gpus
+from pipelines.cluster.session import configure_ray_data
+from pipelines.tasks.task import GpuTask, HeldTask, Numbered, value_of
 
 TASK_BYTES = 48 * 2**20  # decompressed; a task costs Ray about 20 ms, whatever it does, as much as reading 4 MiB
 TASKS_A_CPU = 4  # at least: the last ones to end keep the others waiting

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pipelines.tasks.messages import outcome
+from model.errors import DynamicRnnError, from_plain, to_plain
+from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -21,3 +23,64 @@ class Numbered:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         told = [outcome(partial(self.compute, int(number))) for number in batch["id"]]
         return {"id": batch["id"], "result": np.array(told, object)}
+
+
+_held: dict[str, Any] = {}  # in a task's process: what the latest job has loaded
+
+
+@dataclass(frozen=True)
+class HeldTask:
+    """Does the item of a number by `holder_class(*arguments)`, which a process makes once; `job` names the pass.
+
+    With a `device`, the holder computes there and gets it as `device=`.
+    """
+
+    holder_class: type[Any]
+    arguments: tuple[Any, ...]
+    items: tuple[Any, ...]
+    job: str
+    device: str | None
+
+    def __call__(self, number: int) -> Any:
+        return self._holder()(self.items[number])
+
+    def _holder(self) -> Any:
+        if self.job not in _held:
+            _held.clear()
+            _held[self.job] = self._load()
+        return _held[self.job]
+
+    def _load(self) -> Any:
+        if self.device is None:
+            return self.holder_class(*self.arguments)
+        import torch
+
+        torch.set_num_threads(1)
+        keep_freed_memory(OF_COMPUTING)
+        return self.holder_class(*self.arguments, device=self.device)
+
+
+class GpuTask:
+    """The same in an actor that owns a GPU."""
+
+    def __init__(self, task: HeldTask) -> None:
+        self.task = Numbered(replace(task, device="cuda"))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self.task(batch)
+
+
+def outcome(compute: Callable[[], Any]) -> str:
+    """The JSON of what `compute` returns (plain data), or of the mistake that it raises."""
+    try:
+        return json.dumps({"value": compute()})
+    except DynamicRnnError as error:
+        return json.dumps({"error": to_plain(error)})
+
+
+def value_of(message: str) -> Any:
+    """The value of an `outcome`; raises its mistake if it is one."""
+    told = json.loads(message)
+    if "error" in told:
+        raise from_plain(told["error"])
+    return told["value"]

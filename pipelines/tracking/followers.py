@@ -8,32 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipelines.config import RunConfig
-from pipelines.console import TrainingProgress
+from pipelines.tracking.follower import Follower, Outcome
 from pipelines.tracking.run_status import StatusFile
 
 OnProgress = Callable[[Any], None]
 OnReport = Callable[[dict[str, float]], None]
-
-
-class Follower(Protocol):
-    """What a status file, TensorBoard and MLflow have in common."""
-
-    def on_progress(self, progress: TrainingProgress) -> None: ...
-    def on_report(self, metrics: dict[str, float]) -> None: ...
-    def close(self, outcome: Outcome) -> None: ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a training ended: "finished" with its best bundle, "failed" or "interrupted"."""
-
-    status: str = "failed"
-    bundle: str | None = None
-    fingerprint: str | None = None
 
 
 @dataclass
@@ -42,7 +25,7 @@ class Followed:
 
     on_progress: OnProgress
     on_report: OnReport
-    outcome: Outcome = Outcome()
+    outcome: Outcome = field(default_factory=Outcome)
 
     def finish(self, bundle: str, fingerprint: str) -> None:
         """Tells the followers, when the block ends, that all went well."""

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import ConfigError
 from model.storage import copy_tree, exists, join, read_bytes, write_bytes
-from pipelines.config import RunConfig
-from pipelines.console import TrainingProgress
-from pipelines.tracking_config import MlflowConfig
-from pipelines.train.resume import flat
+from pipelines.config import MlflowConfig, RunConfig, flat
+from pipelines.tracking.follower import Progress
 
 if TYPE_CHECKING:
-    from pipelines.tracking.followers import Outcome
+    from pipelines.tracking.follower import Outcome
 
 RUN_FILE = "mlflow.json"
 PARAMETER_CHARACTERS = 6000  # MLflow's limit for a value
@@ -75,7 +73,7 @@ class MlflowRun:
             self.client.log_batch(run_id, params=settings[start : start + 100])
         return run_id
 
-    def on_progress(self, progress: TrainingProgress) -> None:
+    def on_progress(self, progress: Progress) -> None:
         """Nothing: MLflow gets the validations."""
 
     def on_report(self, metrics: dict[str, float]) -> None:

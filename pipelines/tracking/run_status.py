@@ -6,7 +6,6 @@ Knows no Ray and no torch. A driver that was killed cannot say so: where its pro
 from __future__ import annotations
 
 import json
-import math
 import os
 import socket
 import time
@@ -14,26 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from model.bundle.run_directory import (
-    CHECKPOINTS,
-    METRICS,
-    RUN_YAML,
-    SWEEP,
-    TRIALS,
-    bundle_name,
-    checkpoint_names,
-    pointed,
-)
-from model.storage import exists, join, list_names, read_bytes, write_bytes
-from pipelines.console import TrainingProgress
+from model.storage import exists, join, read_bytes, write_bytes
+from pipelines.tracking.follower import Progress
 
 if TYPE_CHECKING:
-    from pipelines.tracking.followers import Outcome
+    from pipelines.tracking.follower import Outcome
 
 STATUS = "status.json"
-ENDED_EARLY = ("failed", "interrupted", "stopped")
 
 
 @dataclass(frozen=True)
@@ -62,7 +50,7 @@ class StatusFile:
         self.started = time.time()
         self.tell("running")
 
-    def on_progress(self, progress: TrainingProgress) -> None:
+    def on_progress(self, progress: Progress) -> None:
         """Nothing: a file a second would be too many."""
 
     def on_report(self, metrics: dict[str, float]) -> None:
@@ -94,72 +82,6 @@ def status_kept(directory: str, metric: str) -> Iterator[Callable[[], None]]:
         told.tell(status)
 
 
-@dataclass(frozen=True)
-class RunLine:
-    """A run or a sweep in the list. `value` is its best bundle's, in `metric`; None where nothing was validated yet.
-
-    `kind` is "training" or "sweep". `resumable`: it has not come to its end, nobody trains it, and there is something
-    to go on from.
-    """
-
-    name: str
-    status: str
-    step: int | None
-    metric: str | None
-    value: float | None
-    updated: float | None
-    bundle: str | None
-    kind: str = "training"
-    resumable: bool = False
-
-
-def list_runs(output: str) -> list[RunLine]:
-    """The runs and sweeps directly below `output`, by name."""
-    return [line for name in list_names(output) if (line := _line(output, name)) is not None]
-
-
-def _line(output: str, name: str) -> RunLine | None:
-    directory = join(output, name)
-    sweep = exists(join(directory, SWEEP))
-    if not sweep and not exists(join(directory, RUN_YAML)):
-        return None
-    try:
-        return _told(name, directory, sweep=sweep)
-    except (ValueError, TypeError, KeyError) as error:  # a file cut short, or of another version: the others are listed
-        return RunLine(name, f"unreadable: {error}", None, None, None, None, None)
-
-
-def _told(name: str, directory: str, *, sweep: bool) -> RunLine:
-    best = pointed(directory, "best")
-    told = _status(directory)
-    status = "not begun" if told is None else shown_status(told)
-    metric, value = (None, None) if best is None else _value(directory, best, told.metric if told else None)
-    has_more = _sweep_is_open if sweep else _has_begun
-    return RunLine(
-        name=name,
-        status=status,
-        step=None if told is None else told.step,
-        metric=metric,
-        value=value,
-        updated=None if told is None else told.updated,
-        bundle=None if best is None else join(directory, best),
-        kind="sweep" if sweep else "training",
-        resumable=status in ENDED_EARLY and has_more(directory),
-    )
-
-
-def _has_begun(directory: str) -> bool:
-    return exists(join(directory, METRICS)) or bool(checkpoint_names(join(directory, CHECKPOINTS)))
-
-
-def _sweep_is_open(directory: str) -> bool:
-    """Whether trials of a sweep were left."""
-    if not exists(join(directory, TRIALS)):
-        return exists(join(directory, METRICS))
-    lines = read_bytes(join(directory, TRIALS)).decode().splitlines()
-    return any(json.loads(line)["status"] in ("unfinished", "not started") for line in lines)
-
-
 def shown_status(told: Status) -> str:
     """What the file says, but "stopped" where the driver that was running is gone from this machine."""
     if told.status == "running" and told.host == socket.gethostname() and not _is_alive(told.process):
@@ -180,20 +102,3 @@ def _is_alive(process: int) -> bool:
 def _status(directory: str) -> Status | None:
     where = join(directory, STATUS)
     return Status(**json.loads(read_bytes(where))) if exists(where) else None
-
-
-def _value(directory: str, bundle: str, metric: str | None) -> tuple[str | None, float | None]:
-    """(metric, value) of the validation that a bundle is of."""
-    of_bundle = (line for line in _metrics(directory) if bundle_name(round(line["step"]), line.get("trial")) == bundle)
-    told = next(of_bundle, {})
-    for name in (metric,) if metric else ("validation_loss", "train_loss"):
-        value = told.get(name)
-        if value is not None and math.isfinite(value):
-            return name, value
-    return None, None
-
-
-def _metrics(directory: str) -> Iterator[dict[str, Any]]:
-    where = join(directory, METRICS)
-    if exists(where):
-        yield from (json.loads(line) for line in read_bytes(where).decode().splitlines())

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from tensorboardX import SummaryWriter
 
 from model.storage import is_remote, join, make_directory, write_bytes
-from pipelines.console import TrainingProgress
+from pipelines.tracking.follower import Progress
 
 if TYPE_CHECKING:
-    from pipelines.tracking.followers import Outcome
+    from pipelines.tracking.follower import Outcome
 
 EVENTS = "tensorboard"
 
@@ -33,7 +33,7 @@ class TensorBoard:
         self._written = self.target if self._local is None else self._local.name
         self._writer = SummaryWriter(self._written, purge_step=first_step or None, filename_suffix=f".{first_step}")
 
-    def on_progress(self, progress: TrainingProgress) -> None:
+    def on_progress(self, progress: Progress) -> None:
         """The loss of the latest step, rates and padding."""
         values = {
             "progress/loss": progress.loss,

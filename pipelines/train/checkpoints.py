@@ -18,7 +18,7 @@ from model.bundle.run_directory import CHECKPOINT_PREFIX as PREFIX
 from model.bundle.run_directory import MANIFEST, checkpoint_names
 from model.errors import CheckpointError
 from model.storage import exists, join, remove_tree
-from pipelines.train.loop import Report
+from pipelines.train.job import Report
 
 
 def write_checkpoint(directory: str, report: Report) -> Any:

@@ -6,95 +6,24 @@ of a sweep and a test run the very same code. Knows no Ray.
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
-from typing import Any, Protocol
 
-import torch
-
-from model.batches.collate import SequenceBatch
 from model.batches.plan import DataIndex, Plan
-from model.bundle.bundle import Bundle, TrainingState, bundle_of, load_weights
+from model.bundle.bundle import TrainingState, bundle_of, load_weights
 from model.errors import ConfigError, TrainingError
-from model.features.fitted_columns import FittedColumns
-from model.features.labels import FittedLabel
-from model.network.network import RnnNetwork, build_network
-from model.scoring.metrics import MetricState, batch_state, merged, results
+from model.network.network import build_network
+from model.scoring.metrics import results
 from model.settings import did_you_mean
 from model.training.numerics import autocast_type, set_numerics
-from model.training.trainer import Reduce, StepResult, Trainer
+from model.training.trainer import StepResult, Trainer
 from pipelines.config import RunConfig
 from pipelines.train.carried_states import gathered, restore
-from pipelines.train.steps import Place, Step, epochs_at, steps, stop_batch, total_steps
+from pipelines.train.job import Job, Past, Report
+from pipelines.train.meter import Meter
+from pipelines.train.steps import Place, Step, epochs_at, steps, stop_batch
 from pipelines.train.stopping import Rules
-
-PROGRESS_SECONDS = 0.5
-KEPT_VALIDATION_BYTES = 256 * 2**20  # a worker
-
-
-class Batches(Protocol):
-    """Gives this rank's batches of a plan's steps start … stop − 1."""
-
-    def __call__(self, plan: Plan, start: int, stop: int) -> Iterator[SequenceBatch | None]: ...
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands; counts are global, rates are since the last report, padding is that of this worker."""
-
-    step: int
-    total_steps: int
-    epoch: float
-    loss: float
-    steps_per_second: float
-    real_steps_per_second: float
-    padding: float
-    seconds_left: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """The state at one validation or checkpoint: metrics, a bundle, and what it takes to go on from here.
-
-    `ended` says why the `last` one is the last; it is empty before.
-    """
-
-    step: int
-    metrics: dict[str, float]
-    bundle: Bundle
-    training: TrainingState
-    last: bool
-    ended: str = ""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one worker is to do. `report` is called by every rank, equally often; `progress` by rank 0 alone.
-
-    `checkpoint` gets what is to be kept between validations (None: nothing is); `explain` adds to the error of a step
-    that has failed; `start` holds the weights to begin with (None: the seed's).
-    """
-
-    config: RunConfig
-    columns: FittedColumns
-    label: FittedLabel
-    train: Plan
-    validation: Plan | None
-    batches: Batches
-    report: Callable[[Report], None]
-    checkpoint: Callable[[Report], None] | None = None
-    progress: Callable[[Progress], None] = lambda _: None
-    explain: Callable[[TrainingError, Step], TrainingError] = lambda error, _: error
-    reduce: Reduce | None = None
-    rank: int = 0
-    world: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    start: Bundle | None = None
-    resume: tuple[Bundle, TrainingState] | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+from pipelines.train.validation import Validation, metric_names, named
 
 
 def run(job: Job) -> None:
@@ -138,15 +67,6 @@ def start_trainer(job: Job) -> Trainer:
     if job.resume is not None:
         trainer.load_state(job.resume[1].numbers, job.resume[1].tensors)
     return trainer
-
-
-@dataclass(frozen=True)
-class Past:
-    """What a checkpoint says of the training so far, beside weights and optimizer; nothing at the start."""
-
-    place: Place = field(default_factory=Place)
-    rules: Mapping[str, Any] | None = None
-    meter: Mapping[str, float] = field(default_factory=dict)
 
 
 def past_of(job: Job) -> Past:
@@ -202,71 +122,6 @@ def is_checkpoint_step(job: Job, step: Step, rules: Rules) -> bool:
     return rules.checkpoint_due or (every is not None and step.number % every == 0)
 
 
-class Validation:
-    """This rank's validation batches, kept after the first pass where they are small enough to be read once."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self._kept: list[SequenceBatch] | None = None
-
-    def metrics(self, network: RnnNetwork) -> dict[str, float]:
-        """Metrics over the validation rows, each exactly once over all ranks, named `validation_…`."""
-        if self.job.validation is None:
-            return {}
-        total = summed(self.job, merged(batch_metrics(self.job, network, batch) for batch in self._batches()))
-        return named(results(self.job.label, total))
-
-    def _batches(self) -> Iterator[SequenceBatch]:
-        if self._kept is not None:
-            yield from self._kept
-            return
-        kept: list[SequenceBatch] | None = []
-        kept_bytes = 0
-        for batch in self._read():
-            kept_bytes += batch.nbytes
-            if kept_bytes > KEPT_VALIDATION_BYTES:
-                kept = None
-            if kept is not None:
-                kept.append(batch)
-            yield batch
-        self._kept = kept
-
-    def _read(self) -> Iterator[SequenceBatch]:
-        plan = self.job.validation
-        assert plan is not None, "metrics() returns before"
-        steps = min(plan.steps_per_epoch, self.job.config.train.validation_batches or plan.steps_per_epoch)
-        return (batch for batch in self.job.batches(plan, 0, steps) if batch is not None)
-
-
-def named(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of the validation rows, under the names they are reported by."""
-    return {f"validation_{name}": value for name, value in metrics.items()}
-
-
-def batch_metrics(job: Job, network: RnnNetwork, batch: SequenceBatch) -> MetricState:
-    """The metric sums of one batch, without gradients or dropout."""
-    batch = batch.to(job.device, network.dtype)
-    with torch.inference_mode():
-        return batch_state(job.label, network(batch, keep_state=False).logits, batch)
-
-
-def summed(job: Job, state: MetricState) -> MetricState:
-    """Metric sums added up over all workers; a worker that had no row joins with zeros."""
-    if job.reduce is None:
-        return state
-    names = sorted(metric_names(job.label))
-    vector = torch.tensor([state.get(name, 0.0) for name in names], dtype=torch.float64, device=job.device)
-    job.reduce(vector)
-    return dict(zip(names, vector.tolist(), strict=True))
-
-
-def metric_names(label: FittedLabel) -> tuple[str, ...]:
-    """Names of the metric sums, known to a rank that has seen no batch."""
-    if label.num_classes is not None:
-        return ("rows", "weight", "loss", "correct")
-    return ("rows", "weight", "loss", "absolute", "target", "target_squares")
-
-
 def snapshot(job: Job, trainer: Trainer, step: Step, rules: Rules, meter: Meter, metrics: dict[str, float]) -> Report:
     """Metrics, a copy of the weights, and the training state of this moment."""
     rules.clock.kept()
@@ -280,105 +135,6 @@ def snapshot(job: Job, trainer: Trainer, step: Step, rules: Rules, meter: Meter,
     if not step.ends_turn:
         tensors |= gathered(step.turn, job.train, trainer.network, job.rank, job.world, job.reduce)
     return Report(step.number, metrics, bundle, TrainingState(numbers, tensors), ended is not None, ended or "")
-
-
-class Meter:
-    """Counts steps, losses and padding, and tells rank 0's progress now and then. Time spent validating is left out."""
-
-    def __init__(self, job: Job, past: Past) -> None:
-        self.job = job
-        self.total_steps = total_steps(job.train, job.config.train)
-        self.began = self.told = self.reported = time.monotonic()
-        first_step = past.place.step
-        self.steps = self.steps_at_start = self.steps_at_told = self.steps_at_report = first_step
-        self.loss, self.weight = (float(past.meter.get(name, 0.0)) for name in ("loss", "weight"))
-        # The past counts once over all workers.
-        self.real, self.padded = (int(past.meter.get(each, 0)) if job.rank == 0 else 0 for each in ("real", "padded"))
-        self.real_at_told = self.real
-        self._paused: float | None = None
-        self.latest_loss = math.nan
-        self._running = False
-        self.latest = Progress(first_step, self.total_steps, 0, math.nan, 0, 0, 1, math.nan)
-
-    def count(self, step: Step, result: StepResult) -> None:
-        """Takes one step into account and, if it is time, reports."""
-        if result.weight:
-            self.latest_loss = result.loss * self.job.label.scale**2  # in the label's units, as validation's
-            self.loss += self.latest_loss * result.weight
-            self.weight += result.weight
-        real, padded = step.sizes()
-        self.real += real
-        self.padded += padded
-        self.total_steps = total_steps(self.job.train, self.job.config.train, step)
-        self.steps, now = step.number, time.monotonic()
-        if not self._running:  # the clock starts when the pipeline has delivered
-            self._running = True
-            self.began = self.told = self.reported = now
-            self.steps_at_start = self.steps_at_told = self.steps_at_report = step.number
-            self.real_at_told = self.real
-        if now - self.told >= PROGRESS_SECONDS or step.last:
-            self._tell(step.number, epochs_at(self.job.train, step), now)
-
-    def _tell(self, step: int, epoch: float, now: float) -> None:
-        seconds = max(now - self.told, 1e-9)
-        rate = (step - self.steps_at_told) / seconds
-        overall = (step - self.steps_at_start) / max(now - self.began, 1e-9)
-        self.latest = Progress(
-            step=step,
-            total_steps=self.total_steps,
-            epoch=epoch,
-            loss=self.latest_loss,
-            steps_per_second=rate,
-            real_steps_per_second=(self.real - self.real_at_told) / seconds * self.job.world,
-            padding=self.padded / self.real if self.real else 1.0,
-            seconds_left=(self.total_steps - step) / overall
-            if overall
-            else 0.0
-            if step == self.total_steps
-            else math.nan,
-        )
-        self.told, self.steps_at_told, self.real_at_told = now, step, self.real
-        if self.job.rank == 0:
-            self.job.progress(self.latest)
-
-    def since_report(self) -> dict[str, float]:
-        """The training loss and speed since the last report; begins the next. Of the first step no speed is known."""
-        loss = self.loss / self.weight if self.weight else math.nan
-        self.loss = self.weight = 0.0
-        self.pause()
-        assert self._paused is not None
-        seconds, made = self._paused - self.reported, self.steps - self.steps_at_report
-        self.reported, self.steps_at_report = self._paused, self.steps
-        real, padded = self.sizes()
-        metrics = {"train_loss": loss, "padding": padded / real if real else 1.0}
-        if made and seconds:
-            metrics["steps_per_second"] = made / seconds
-        return metrics | ({"long_rows": float(self.job.train.long_rows)} if self.job.train.long_rows else {})
-
-    def state(self) -> dict[str, float]:
-        """What a resumed training goes on counting from."""
-        real, padded = self.sizes()
-        return {"loss": self.loss, "weight": self.weight, "real": real, "padded": padded}
-
-    def sizes(self) -> tuple[int, int]:
-        """(real steps, padded steps) that all workers have computed. Every rank comes here."""
-        counts = torch.tensor([self.real, self.padded], dtype=torch.float64, device=self.job.device)
-        if self.job.reduce is not None:
-            self.job.reduce(counts)
-        real, padded = counts.tolist()
-        return int(real), int(padded)
-
-    def pause(self) -> None:
-        """Stops the clock for a validation or a checkpoint."""
-        self._paused = time.monotonic()
-
-    def resume(self) -> None:
-        """Goes on after a pause, if there was one: the time it took does not count."""
-        if self._paused is not None:
-            pause, self._paused = time.monotonic() - self._paused, None
-            self.began += pause
-            self.told += pause
-            self.reported += pause
 
 
 def plans(config: RunConfig, train: DataIndex, validation: DataIndex | None) -> tuple[Plan, Plan | None]:

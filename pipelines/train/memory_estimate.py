@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from model.batches.encode import encoded_bytes
 from model.batches.plan import DataIndex, Plan
 from model.errors import ResourceError
 from model.features.fitted_columns import FittedColumns
@@ -23,10 +24,11 @@ from model.registry import registered_cell
 from model.training.optimizers import SLOTS
 from pipelines.cluster.machine import memory_bytes
 from pipelines.config import RunConfig
-from pipelines.ingest.batches import KEPT_BYTES, encoded_bytes
+from pipelines.ingest.batches import KEPT_BYTES
+from pipelines.ingest.fitted_data import Prepared
 from pipelines.ingest.prefetch import AHEAD_BATCHES
-from pipelines.ingest.scan import Prepared
-from pipelines.train.loop import KEPT_VALIDATION_BYTES, plans
+from pipelines.train.loop import plans
+from pipelines.train.validation import KEPT_VALIDATION_BYTES
 
 MIB = 2**20
 CLOSE = 0.7  # of the memory there is: what the estimate leaves out, such as torch itself, takes the rest

@@ -6,11 +6,9 @@ computes, and the run would be neither the old one nor a new one.
 
 from __future__ import annotations
 
-from typing import Any
-
 from model.errors import ConfigError
 from model.settings.yaml_text import parse_yaml
-from pipelines.config import RunConfig, run_config
+from pipelines.config import RunConfig, flat, run_config
 
 FREE = frozenset({"name", "output", "tune", "serve", "data.test"} | {f"train.{name}" for name in (
     "epochs", "steps", "max_minutes", "early_stopping", "keep_best", "checkpoint_every_steps",
@@ -34,13 +32,3 @@ def check_resumable(stored: str, config: RunConfig, *, where: str) -> None:
             f"{where}: a resumed run may change only its budget, stopping rules, checkpoints, resources and tracking, "
             f"but {'; '.join(changed)}; set it back, or start a new run under another name"
         )
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted paths to leaves; lists are leaves, and sequences compare as lists."""
-    if not isinstance(tree, dict):
-        return {prefix.removesuffix("."): list(tree) if isinstance(tree, tuple) else tree}
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= flat(value, f"{prefix}{key}.")
-    return leaves

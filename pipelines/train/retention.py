@@ -17,7 +17,7 @@ from model.storage import exists, join, list_names, read_bytes, remove_tree, wri
 from pipelines.config import RunTrainConfig
 
 if TYPE_CHECKING:
-    from pipelines.train.loop import Report
+    from pipelines.train.job import Report
 
 ENDED = "ended.json"
 Metrics = dict[str, float]

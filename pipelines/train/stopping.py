@@ -9,38 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from model.settings import Settings
-
-MAXIMISED = ("accuracy", "r2")
-
-
-class EarlyStoppingConfig(Settings):
-    """Ends a training whose metric has stopped getting better."""
-
-    metric: str = Field("validation_loss", description="validation_… as `evaluate` names it, or train_loss")
-    patience: int = Field(3, ge=1, description="evaluations in a row without an improvement that end the training")
-    min_delta: float = Field(0.0, ge=0, description="how much better than the best so far counts as an improvement")
-    mode: Literal["auto", "min", "max"] = Field(
-        "auto", description="which end of the metric is good; auto: max for accuracy and r2, else min"
-    )
-    restore_best: bool = Field(
-        True, description="the run's bundle is the best by this metric; false: the one training ended with"
-    )
-
-    @property
-    def sign(self) -> float:
-        """What makes the metric one to minimise."""
-        best = ("max" if self.metric.endswith(MAXIMISED) else "min") if self.mode == "auto" else self.mode
-        return 1.0 if best == "min" else -1.0
-
-    def score(self, metrics: Mapping[str, float]) -> float:
-        """The metric as a number to minimise; infinite where it is none."""
-        value = self.sign * metrics.get(self.metric, math.nan)
-        return value if math.isfinite(value) else math.inf
+from pipelines.config import EarlyStoppingConfig
 
 
 class EarlyStopping:

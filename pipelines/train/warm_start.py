@@ -16,7 +16,7 @@ from model.storage import exists, join
 from pipelines.config import RunConfig
 
 if TYPE_CHECKING:
-    from pipelines.ingest.scan import Prepared
+    from pipelines.ingest.fitted_data import Prepared
 
 START = "start"
 

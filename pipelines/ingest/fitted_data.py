@@ -1,0 +1,95 @@
+"""Fitted columns, label and row indexes of a run, and how they are kept in its directory. Loads no Ray Data."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from model.batches.plan import DataIndex
+from model.features.fitted_columns import FittedColumns
+from model.features.labels import FittedLabel
+from model.settings import build
+from model.storage import exists, join, read_bytes, write_bytes
+from model.tables.fragments import Fragment
+from pipelines.ingest.row_counts import DataReport
+
+COLUMNS, TRAIN_INDEX, VALIDATION_INDEX = "data/columns.json", "data/train.npz", "data/validation.npz"
+
+
+ROWS, QUARANTINE = "data/rows.json", "quarantine"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Fitted columns and label, and the indexes of training and (possibly no) validation rows.
+
+    `report` is `model.scan.fit_report`'s; empty where an earlier version has stored none. `rows` says what became of
+    the rows of both.
+    """
+
+    columns: FittedColumns
+    label: FittedLabel
+    train: DataIndex
+    validation: DataIndex | None
+    report: dict[str, Any] = field(default_factory=dict, compare=False)
+    rows: DataReport = field(default_factory=DataReport, compare=False)
+
+
+def save_prepared(directory: str, prepared: Prepared) -> None:
+    """Writes what `load_prepared` reads; columns.json last, as the sign that all of it is there.
+
+    rows.json is for people: what became of the rows.
+    """
+    write_bytes(join(directory, TRAIN_INDEX), _index_bytes(prepared.train))
+    if prepared.validation is not None:
+        write_bytes(join(directory, VALIDATION_INDEX), _index_bytes(prepared.validation))
+    description = {
+        "columns": prepared.columns.model_dump(mode="json"),
+        "label": prepared.label.model_dump(mode="json"),
+        "validation": prepared.validation is not None,
+        "report": prepared.report,
+        "rows": prepared.rows.to_plain(),
+    }
+    rows = json.dumps(description["rows"], ensure_ascii=False, indent=2)
+    write_bytes(join(directory, ROWS), rows.encode())
+    write_bytes(join(directory, COLUMNS), json.dumps(description, ensure_ascii=False).encode())
+
+
+def is_prepared(directory: str) -> bool:
+    """Whether a run's data have been scanned to the end."""
+    return exists(join(directory, COLUMNS))
+
+
+def load_prepared(directory: str) -> Prepared:
+    """What `save_prepared` stored."""
+    where = join(directory, COLUMNS)
+    description = json.loads(read_bytes(where))
+    return Prepared(
+        build(FittedColumns, description["columns"], where=where),
+        build(FittedLabel, description["label"], where=where),
+        _read_index(join(directory, TRAIN_INDEX)),
+        _read_index(join(directory, VALIDATION_INDEX)) if description["validation"] else None,
+        description.get("report", {}),
+        DataReport.from_plain(description["rows"]) if "rows" in description else DataReport(),
+    )
+
+
+def _index_bytes(index: DataIndex) -> bytes:
+    stream = io.BytesIO()
+    fragments = json.dumps([asdict(fragment) for fragment in index.fragments])
+    selected = np.zeros(0, bool) if index.selected is None else index.selected
+    np.savez_compressed(
+        stream, lengths=index.lengths, selected=selected, fragments=np.frombuffer(fragments.encode(), np.uint8)
+    )
+    return stream.getvalue()
+
+
+def _read_index(path: str) -> DataIndex:
+    with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
+        fragments = json.loads(arrays["fragments"].tobytes())
+        selected = arrays["selected"] if len(arrays["selected"]) else None
+        return DataIndex(tuple(Fragment(**fragment) for fragment in fragments), arrays["lengths"], selected)

@@ -1,0 +1,77 @@
+"""What is handed to the loop of a worker: its job, and the calls by which it reports. Knows no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from model.batches.collate import SequenceBatch
+from model.batches.plan import Plan
+from model.bundle.bundle import Bundle, TrainingState
+from model.errors import TrainingError
+from model.features.fitted_columns import FittedColumns
+from model.features.labels import FittedLabel
+from model.training.trainer import Reduce
+from pipelines.config import RunConfig
+from pipelines.tracking.follower import Progress
+from pipelines.train.steps import Place, Step
+
+
+class Batches(Protocol):
+    """Gives this rank's batches of a plan's steps start … stop − 1."""
+
+    def __call__(self, plan: Plan, start: int, stop: int) -> Iterator[SequenceBatch | None]: ...
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state at one validation or checkpoint: metrics, a bundle, and what it takes to go on from here.
+
+    `ended` says why the `last` one is the last; it is empty before.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    bundle: Bundle
+    training: TrainingState
+    last: bool
+    ended: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one worker is to do. `report` is called by every rank, equally often; `progress` by rank 0 alone.
+
+    `checkpoint` gets what is to be kept between validations (None: nothing is); `explain` adds to the error of a step
+    that has failed; `start` holds the weights to begin with (None: the seed's).
+    """
+
+    config: RunConfig
+    columns: FittedColumns
+    label: FittedLabel
+    train: Plan
+    validation: Plan | None
+    batches: Batches
+    report: Callable[[Report], None]
+    checkpoint: Callable[[Report], None] | None = None
+    progress: Callable[[Progress], None] = lambda _: None
+    explain: Callable[[TrainingError, Step], TrainingError] = lambda error, _: error
+    reduce: Reduce | None = None
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    start: Bundle | None = None
+    resume: tuple[Bundle, TrainingState] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a checkpoint says of the training so far, beside weights and optimizer; nothing at the start."""
+
+    place: Place = field(default_factory=Place)
+    rules: Mapping[str, Any] | None = None
+    meter: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,142 @@
+"""What runs in a worker process of Ray Train: from the run's directory to the loop, and reports back to Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import ray.train.torch
+
+from model.batches.plan import Plan
+from model.bundle.run_directory import CHECKPOINTS as RAY_RUN
+from model.bundle.run_directory import RUN_YAML
+from model.errors import DynamicRnnError, TrainingError
+from model.storage import exists, join
+from pipelines.config import RunConfig, run_config
+from pipelines.ingest import batches as batching
+from pipelines.ingest.fitted_data import load_prepared
+from pipelines.ingest.read_task import RowReader
+from pipelines.supervision.driver_channel import Telemetry
+from pipelines.supervision.heartbeat import Pulse
+from pipelines.train import loop as worker
+from pipelines.train import memory_estimate as memory
+from pipelines.train import retention as keeping
+from pipelines.train.checkpoints import latest_checkpoint, remove_untold, tell, write_checkpoint
+from pipelines.train.failures import ERROR, record_error
+from pipelines.train.job import Job, Report
+from pipelines.train.nan_batch import told_where, write_nan_batch
+from pipelines.train.steps import Step
+from pipelines.train.warm_start import in_columns_of, read_start
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """What each worker of Ray Train runs. After a mistake of the user's, Ray Train's new try ends at once."""
+    config = run_config(settings["run"], where=RUN_YAML)
+    if exists(join(config.directory, ERROR)):
+        return
+    try:
+        with settings["watch"].pulse() as pulse:
+            worker.run(job_of(config, settings["telemetry"], pulse, gpu=settings["gpu"]))
+    except DynamicRnnError as error:
+        record_error(config.directory, error)
+        raise
+
+
+def job_of(config: RunConfig, telemetry: Telemetry, pulse: Pulse, *, gpu: bool) -> Job:
+    """This worker's job: its rank of the plan, Ray Data's batches, and reports to Ray Train."""
+    import torch
+
+    torch.set_num_threads(config.resources.cpus_per_worker)
+    context = ray.train.get_context()
+    start = read_start(config)
+    prepared = in_columns_of(load_prepared(config.directory), start)
+    train_plan, validation_plan = worker.plans(config, prepared.train, prepared.validation)
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device() if gpu else torch.device("cpu")
+    reduce = pulse.meet(sum_over_workers) if world > 1 else None
+    needed = memory.estimate_of(config, prepared, world)
+    memory.require_here(needed, device, context.get_local_world_size())
+    if rank == 0:
+        remove_untold(join(config.directory, RAY_RUN))
+    return Job(
+        config=config,
+        columns=prepared.columns,
+        label=prepared.label,
+        train=train_plan,
+        validation=validation_plan,
+        batches=pulse.over(
+            partial(rank_batches, RowReader(prepared.columns, prepared.label), rank, world, config.plugins, device),
+            train_plan,
+        ),
+        report=partial(report, config, rank, telemetry, pulse),
+        checkpoint=partial(checkpoint, config, rank, pulse),
+        progress=lambda progress: telemetry.progress(asdict(progress)),  # plain: the mailbox need not import torch
+        explain=partial(explain, config, rank, device, reduce, train_plan),
+        reduce=reduce,
+        rank=rank,
+        world=world,
+        device=device,
+        start=start,
+        resume=latest_checkpoint(join(config.directory, RAY_RUN)),
+        provenance=provenance(config, world) | ({} if start is None else start.provenance),
+    )
+
+
+def rank_batches(
+    reader: RowReader, rank: int, world: int, plugins: tuple[str, ...], device: Any, plan: Any, start: int, stop: int
+) -> Iterator[Any]:
+    """`worker.Batches` over Ray Data."""
+    return batching.batches(plan, reader, rank, world, start, stop, plugins, device)
+
+
+def sum_over_workers(buffer: Any) -> None:
+    """Adds a buffer up over all workers, in place: one collective a step."""
+    import torch.distributed
+
+    torch.distributed.all_reduce(buffer)
+    if buffer.is_cuda:  # NCCL only begins here; the caller needs the sum at once, and the watchdog sees who waits
+        torch.cuda.synchronize(buffer.device)
+
+
+def provenance(config: RunConfig, workers: int | None = None) -> dict[str, Any]:
+    """What is known of how a bundle came to be, by so many workers (those of the config where they are a number)."""
+    import torch
+
+    return {
+        "run": config.name,
+        "seed": config.train.seed,
+        "train": config.train.model_dump(mode="json"),
+        "workers": config.resources.workers if workers is None else workers,
+        "torch": torch.__version__,
+        "ray": ray.__version__,
+    }
+
+
+def report(config: RunConfig, rank: int, telemetry: Telemetry, pulse: Pulse, report: Report) -> None:
+    """A validation: every rank comes here; rank 0 keeps bundle and metrics, and makes a checkpoint."""
+    if rank == 0:
+        keeping.keep(config.directory, report, config.train)
+    checkpoint(config, rank, pulse, report)
+    if rank == 0:
+        telemetry.report(report.metrics)
+
+
+def checkpoint(config: RunConfig, rank: int, pulse: Pulse, report: Report) -> None:
+    """A checkpoint with Ray Train: a barrier, every rank comes here; rank 0 writes."""
+    made = write_checkpoint(join(config.directory, RAY_RUN), report) if rank == 0 else None
+    tell(pulse.meet(ray.train.report), report.metrics, made)
+
+
+def explain(
+    config: RunConfig, rank: int, device: Any, reduce: Any, plan: Plan, error: TrainingError, step: Step
+) -> TrainingError:
+    """Lists the rows of a step that has failed, which it has on every rank; none ends before the list is written."""
+    import torch
+
+    if rank == 0:
+        write_nan_batch(config.directory, plan, step, config.data.key, error)
+    if reduce is not None:
+        reduce(torch.zeros(1, device=device))
+    return told_where(config.directory, error)
