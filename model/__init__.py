@@ -37,8 +37,12 @@ if TYPE_CHECKING:
     from model.estimator.monitors import Progress as Progress
     from model.features.labels import PredictionType as PredictionType
     from model.features.labels import ProblemType as ProblemType
+    from model.network.cells import Cell as Cell
     from model.prediction_keys import PredictionKey as PredictionKey
     from model.prediction_keys import RNNKeys as RNNKeys
+    from model.registry import register_cell as register_cell
+    from model.registry import register_normalizer as register_normalizer
+    from model.registry import register_optimizer as register_optimizer
     from model.scoring.scorer import Scorer as Scorer
 
 _HOME = {
@@ -67,6 +71,10 @@ _HOME = {
     "Checkpoints": "estimator.monitors",
     "EarlyStopping": "estimator.monitors",
     "Progress": "estimator.monitors",
+    "Cell": "network.cells",
+    "register_cell": "registry",
+    "register_normalizer": "registry",
+    "register_optimizer": "registry",
     "Scorer": "scoring.scorer",
 }
 __all__ = tuple(_HOME)
