@@ -1,0 +1,150 @@
+"""The list of runs: status, best metric and bundle of each, whatever became of its driver."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from model.bundle.bundle import Bundle, save_bundle
+from model.bundle.run_directory import point_to
+from pipelines.cli.app import app
+from pipelines.tracking.follower import Outcome
+from pipelines.tracking.run_list import list_runs
+from pipelines.tracking.run_status import StatusFile
+
+
+def begun(directory: Path) -> StatusFile:
+    directory.mkdir(parents=True)
+    (directory / "run.yaml").write_text("{}\n")
+    return StatusFile(str(directory))
+
+
+def report(step: int, loss: float | None) -> dict[str, Any]:
+    return {"step": float(step), "train_loss": 0.9, "validation_loss": loss}
+
+
+def write_metrics(directory: Path, *lines: dict[str, Any]) -> None:
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def runs(tmp_path: Path, make_bundle: Callable[..., Bundle]) -> Path:
+    """A finished run with a bundle, one that failed, one whose driver was killed, a sweep, and something else."""
+    finished = begun(tmp_path / "a")
+    finished.on_report(report(10, 0.5))
+    write_metrics(tmp_path / "a", report(5, 0.25), report(10, 0.5))
+    save_bundle(tmp_path / "a" / "bundles" / "step_00000005", make_bundle())
+    point_to(tmp_path / "a", "best", "bundles/step_00000005")
+    finished.close(Outcome("finished", "bundle", "abc"))
+    begun(tmp_path / "b").close(Outcome())
+    killed = "import sys; from pipelines.tracking.run_status import StatusFile; StatusFile(sys.argv[1])"
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "run.yaml").write_text("{}\n")
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path / "c")], check=True)
+    (tmp_path / "d" / "tune").mkdir(parents=True)
+    StatusFile(str(tmp_path / "d"), "validation_accuracy").tell("interrupted")
+    (tmp_path / "something else").mkdir()
+    return tmp_path
+
+
+def test_runs_are_listed_with_status_best_metric_and_bundle(runs: Path) -> None:
+    lines = list_runs(str(runs))
+    assert [(line.name, line.kind, line.status, line.step) for line in lines] == [
+        ("a", "training", "finished", 10),
+        ("b", "training", "failed", None),
+        ("c", "training", "stopped", None),
+        ("d", "sweep", "interrupted", None),
+    ]
+    assert (lines[0].metric, lines[0].value) == ("validation_loss", 0.25)
+    assert lines[0].bundle == str(runs / "a" / "bundles" / "step_00000005")
+    assert [line.bundle for line in lines[1:]] == [None, None, None]
+
+
+def test_a_run_whose_driver_lives_is_running(tmp_path: Path) -> None:
+    follower = begun(tmp_path / "a")
+    follower.on_report(report(3, None))
+    write_metrics(tmp_path / "a", report(3, None))
+    point_to(tmp_path / "a", "best", "bundles/step_00000003")
+    (line,) = list_runs(str(tmp_path))
+    assert (line.status, line.step, line.metric, line.value) == ("running", 3, "train_loss", 0.9)
+
+
+def test_the_value_is_that_of_the_best_bundle_in_what_it_is_best_in(tmp_path: Path) -> None:
+    """Another has a lower loss; of a sweep, another trial has the same step."""
+    trials: dict[str, dict[str, Any]] = {"run": {}, "sweep": {"trial": "001"}}
+    for name, trial in trials.items():
+        begun(tmp_path / name)
+        StatusFile(str(tmp_path / name), "validation_accuracy").tell("finished")
+        best = {**report(5, 0.5), **trial, "validation_accuracy": 0.75}
+        other = {**report(10, 0.25), **trial, "validation_accuracy": 0.5}
+        write_metrics(tmp_path / name, {**other, "step": 5.0, "trial": "000"}, best, other)
+    (tmp_path / "sweep" / "tune").mkdir()
+    point_to(tmp_path / "run", "best", "bundles/step_00000005")
+    point_to(tmp_path / "sweep", "best", "bundles/trial_001_step_00000005")
+    for line in list_runs(str(tmp_path)):
+        assert (line.metric, line.value) == ("validation_accuracy", 0.75), line.name
+
+
+def test_what_can_be_resumed_is_told(runs: Path) -> None:
+    """What was stopped with a checkpoint or a validation; sweeps with trials left. Not what has ended or runs."""
+    assert [line.name for line in list_runs(str(runs)) if line.resumable] == []
+    (runs / "c" / "train").mkdir()
+    (runs / "c" / "train" / "checkpoint_manager_snapshot.json").touch()
+    assert [line.name for line in list_runs(str(runs)) if line.resumable] == []
+    (runs / "c" / "train" / "checkpoint_00000010_abc").mkdir()
+    write_metrics(runs / "b", report(5, 0.25))
+    write_metrics(runs / "d", {"trial": "000", **report(5, 0.25)})
+    running = begun(runs / "e")
+    write_metrics(runs / "e", report(5, 0.25))
+    (runs / "f" / "tune").mkdir(parents=True)
+    StatusFile(str(runs / "f"))
+    write_metrics(runs / "f", {"trial": "000", **report(5, 0.25)})
+    assert [line.name for line in list_runs(str(runs)) if line.resumable] == ["b", "c", "d"]
+    running.close(Outcome("interrupted"))
+    (runs / "d" / "trials.jsonl").write_text('{"status": "finished"}\n{"status": "failed"}\n')
+    assert [line.name for line in list_runs(str(runs)) if line.resumable] == ["b", "c", "e"]
+    (runs / "d" / "trials.jsonl").write_text('{"status": "finished"}\n{"status": "not started"}\n')
+    assert [line.name for line in list_runs(str(runs)) if line.resumable] == ["b", "c", "d", "e"]
+    table = CliRunner().invoke(app, ["runs", str(runs)]).stdout.splitlines()
+    assert [line.split()[0] for line in table if " yes" in line] == ["b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("status.json", '{"status": "run'), ("status.json", "{}"), ("metrics.jsonl", '{"step": 1}\n{"st')],
+)
+def test_a_run_that_cannot_be_read_is_listed_as_such_beside_the_others(runs: Path, file: str, text: str) -> None:
+    (runs / "a" / file).write_text(text)
+    lines = {line.name: line.status for line in list_runs(str(runs))}
+    assert lines.pop("a").startswith("unreadable: ")
+    assert lines == {"b": "failed", "c": "stopped", "d": "interrupted"}
+
+
+def test_two_hundred_runs_are_listed_in_seconds(tmp_path: Path) -> None:
+    for number in range(200):
+        begun(tmp_path / f"{number:03d}").close(Outcome("finished"))
+        write_metrics(tmp_path / f"{number:03d}", *(report(step, 1 / (step + number)) for step in range(1, 501)))
+        point_to(tmp_path / f"{number:03d}", "best", "bundles/step_00000500")
+    began = time.monotonic()
+    lines = list_runs(str(tmp_path))
+    assert time.monotonic() - began < 20  # half a second on an idle machine
+    assert [line.value for line in lines] == [1 / (500 + number) for number in range(200)]
+
+
+def test_the_command_prints_a_table_or_json(runs: Path) -> None:
+    table = CliRunner().invoke(app, ["runs", str(runs)])
+    assert table.exit_code == 0
+    first = table.stdout.splitlines()[1]
+    assert first.split()[:6] == ["a", "training", "finished", "10", "validation_loss", "0.2500"]
+    told = CliRunner().invoke(app, ["runs", str(runs), "--json"]).stdout.splitlines()
+    assert [json.loads(line)["name"] for line in told] == ["a", "b", "c", "d"]
+    nothing = CliRunner().invoke(app, ["runs", str(runs / "something else")])
+    assert nothing.stdout == f"no runs in {runs / 'something else'}\n"
