@@ -31,7 +31,7 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from benchmarks._common import Measure, at_least, at_most, told  # noqa: E402
-from pipelines.cluster import malloc as allocation  # noqa: E402
+from pipelines.cluster import malloc  # noqa: E402
 
 D, UNITS, B = 32, 128, 64
 MEDIAN, SIGMA, CAP = 60, 0.8, 512
@@ -117,7 +117,7 @@ class Bench:
         common = {"directory": str(self.directory), "address": self.address, "seconds": self.seconds}
         whole = json.dumps({**common, "name": f"run-{next(self._names)}", **spec})
         command = [sys.executable, *launcher, str(Path(__file__)), "--role", role, "--spec", whole]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"} | (allocation.environment() if spec.get("keep") else {})
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | (malloc.environment() if spec.get("keep") else {})
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
 
 
@@ -275,7 +275,7 @@ def run_ready(spec: dict[str, Any]) -> None:
     if world > 1:
         torch.distributed.init_process_group("gloo")
     if spec.get("keep"):
-        allocation.keep_freed_memory(allocation.OF_COMPUTING)
+        malloc.keep_freed_memory(malloc.OF_COMPUTING)
     hand_written(list(plan_batches(Path(spec["directory"]), rank, world)), spec["seconds"], distributed=world > 1)
     if world > 1:
         torch.distributed.destroy_process_group()

@@ -41,7 +41,7 @@ class Console:
         width = max((len(name) for name in rows), default=0)
         self.say(title)
         for name, value in rows.items():
-            self.say(f"  {name:<{width}}  {shown(value)}")
+            self.say(f"  {name:<{width}}  {format_value(value)}")
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Any]:
@@ -141,7 +141,7 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value for people: numbers rounded, everything else as it is."""
     if isinstance(value, float):
         return f"{value:,.0f}" if value.is_integer() and abs(value) >= 10 else f"{value:.6g}"

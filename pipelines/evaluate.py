@@ -23,7 +23,7 @@ from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
 from model.tables.parquet import find, first_row, is_stored, read_fragment
-from pipelines.ingest.row_counts import DataReport
+from pipelines.ingest.row_counts import RowCounts
 from pipelines.quarantine import Quarantine
 from pipelines.tasks.map import over_fragments
 
@@ -39,7 +39,7 @@ def evaluate(
     filter: str | None = None,
     on_bad_rows: Literal["error", "skip"] = "error",
     quarantine: str | None = None,
-    on_report: Callable[[DataReport], None] | None = None,
+    on_report: Callable[[RowCounts], None] | None = None,
 ) -> dict[str, float]:
     """Metrics of a bundle (or a run's best) over all rows under `data`; see `model.scoring.metrics.results`.
 
@@ -68,7 +68,7 @@ def evaluate(
     bad = sum(reason.rows for reason in reasons)
     if on_report is not None:
         rows = found.excluded_rows + sum(fragment.rows for fragment in found.fragments)
-        on_report(DataReport(rows, rows - filtered - bad, filtered, bad, found.excluded_files, reasons))
+        on_report(RowCounts(rows, rows - filtered - bad, filtered, bad, found.excluded_files, reasons))
     if where is not None:
         metrics[FILTERED_ROWS] = filtered
     if on_bad_rows == "skip":

@@ -297,13 +297,13 @@ def _train_in_memory(
     **train: Any,
 ) -> Trained:
     from pipelines.config import run_config
-    from pipelines.train import loop as worker
+    from pipelines.train import loop
 
     settings = {"batch_sequences": 4, "optimizer": "Adam", "learning_rate": 0.01, **train}
     run = run_config(
         {"data": {"train": "memory"}, "model": bundle.config.model_dump(mode="json"), "train": settings}, where="run"
     )
-    plans = worker.plans(run, _index_of(rows), None if validation is None else _index_of(validation))
+    plans = loop.plans(run, _index_of(rows), None if validation is None else _index_of(validation))
     trained, sums = Trained([], []), SumOverThreads(world)
 
     def work(rank: int) -> None:
@@ -314,7 +314,7 @@ def _train_in_memory(
                 mine = [piece.rows for piece in plan.pieces(rank, world, step, step + 1)]
                 yield collate(source.take(np.concatenate(mine))) if mine else None
 
-        worker.run(
+        loop.run(
             Job(
                 **{
                     "config": run,

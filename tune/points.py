@@ -22,7 +22,7 @@ import numpy as np
 
 from model.errors import ConfigError
 from model.settings import build
-from model.settings.messages import joined, shown
+from model.settings.messages import config_error, quoted
 from pipelines.config import RunConfig
 from tune.config import DEFAULT_TRIALS, TuneConfig
 from tune.space import Choice, Grid
@@ -112,7 +112,7 @@ def check_points(config: RunConfig, tuning: TuneConfig) -> None:
         for fault in _faults(config, tuning, point):
             faults.setdefault(fault, []).append(point)
     if faults:
-        raise joined("tune.space", [_told(fault, bad, tried) for fault, bad in faults.items()])
+        raise config_error("tune.space", [_fault_line(fault, bad, tried) for fault, bad in faults.items()])
 
 
 def _to_check(config: RunConfig, tuning: TuneConfig) -> Iterator[Point]:
@@ -136,7 +136,7 @@ def _faults(config: RunConfig, tuning: TuneConfig, point: Point) -> list[str]:
     return []
 
 
-def _told(fault: str, bad: list[Point], tried: list[Point]) -> str:
+def _fault_line(fault: str, bad: list[Point], tried: list[Point]) -> str:
     """The fault behind the settings that bring it about: those that are not free while it stays."""
     point = bad[0]
     guilty = {
@@ -144,7 +144,7 @@ def _told(fault: str, bad: list[Point], tried: list[Point]) -> str:
         for name, value in point.items()
         if any(other not in bad for other in tried if _differ_in(other, point) == [name])
     } or point
-    settings = ", ".join(f"{name} {shown(value)}" for name, value in guilty.items())
+    settings = ", ".join(f"{name} {quoted(value)}" for name, value in guilty.items())
     # The rules above, where they would help.
     hint = ""
     if "needs `momentum`" in fault:

@@ -25,10 +25,10 @@ from model.settings import dump_yaml
 from model.storage import exists, join, make_directory, remove_tree, write_bytes
 from pipelines.cluster.capacity import preflight, preflight_workers
 from pipelines.config import RunConfig
-from pipelines.ingest import scan as ingest
 from pipelines.ingest.fit_cache import fitted_data
-from pipelines.ingest.fitted_data import Prepared
-from pipelines.supervision.driver_channel import listening, mailbox
+from pipelines.ingest.fitted_data import FittedData
+from pipelines.ingest.scan import Progress as ScanProgress
+from pipelines.supervision.driver_channel import delivering, driver_channel
 from pipelines.tracking.run_status import status_kept
 from pipelines.train.failures import interruptible
 from tune.check import RAY_TRAIN, RAY_TUNE, check_sweep
@@ -61,7 +61,7 @@ def sweep(
     *,
     resume: bool = False,
     on_report: Callable[[str], None] | None = None,
-    on_scan: ingest.Progress | None = None,
+    on_scan: ScanProgress | None = None,
     quiet: bool = True,
 ) -> SweepResult:
     """Runs (or with `resume` goes on with) a sweep on the Ray that is connected. `on_report` gets lines for people.
@@ -77,8 +77,8 @@ def sweep(
     prepared = prepare(config, resume=resume, on_scan=on_scan, say=say)
     with status_kept(config.directory, tuning.metric) as heard:
         with (
-            mailbox() as box,
-            listening(box, None, lambda told: say(told[SAID])) as telemetry,
+            driver_channel() as channel,
+            delivering(channel, None, lambda told: say(told[SAID])) as telemetry,
             interruptible(),
             following(config.directory, tuning, say, heard) as followed,
             settled(quiet=quiet),
@@ -105,8 +105,8 @@ def check_room(config: RunConfig, tuning: TuneConfig, gpus: float) -> None:
 
 
 def prepare(
-    config: RunConfig, *, resume: bool, on_scan: ingest.Progress | None, say: Callable[[str], None] | None = None
-) -> Prepared:
+    config: RunConfig, *, resume: bool, on_scan: ScanProgress | None, say: Callable[[str], None] | None = None
+) -> FittedData:
     """The data, scanned once for all trials (or before, by `fit-columns`); clears what a failed start has left."""
     prepared = fitted_data(config, resume=resume, progress=on_scan, say=say)
     if resume:

@@ -27,14 +27,14 @@ from model.storage import exists, join
 from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest.batches import CPU, planned
-from pipelines.ingest.fitted_data import Prepared, load_prepared
+from pipelines.ingest.fitted_data import FittedData, load_fitted
 from pipelines.ingest.prefetch import prefetched
 from pipelines.ingest.read_task import RowReader
-from pipelines.supervision.driver_channel import Telemetry, mailbox
-from pipelines.supervision.heartbeat import Pulse
-from pipelines.supervision.ray_trainer import Trainer
+from pipelines.supervision.driver_channel import WorkerReports, driver_channel
+from pipelines.supervision.heartbeat import Heartbeat
+from pipelines.supervision.ray_trainer import BoundedTorchTrainer
 from pipelines.supervision.watchdog import watching
-from pipelines.train import loop as worker
+from pipelines.train import loop
 from pipelines.train.failures import ERROR, raise_recorded, record_error
 from pipelines.train.job import Job, Report
 from pipelines.train.ray_worker import provenance, rank_batches, sum_over_workers
@@ -52,7 +52,7 @@ class Sweep:
 
     run: dict[str, Any]
     gpus: float
-    telemetry: Telemetry
+    telemetry: WorkerReports
 
     @property
     def config(self) -> RunConfig:
@@ -111,9 +111,9 @@ def train_here(config: RunConfig, tuning: TuneConfig, run: RunConfig, settings: 
     import torch
 
     torch.set_num_threads(run.resources.cpus_per_worker)
-    prepared = load_prepared(config.directory)
+    prepared = load_fitted(config.directory)
     device = torch.device("cuda" if cuda else "cpu")
-    worker.run(
+    loop.run(
         job(
             run,
             settings,
@@ -126,9 +126,9 @@ def train_here(config: RunConfig, tuning: TuneConfig, run: RunConfig, settings: 
     )
 
 
-def job(run: RunConfig, settings: Point, prepared: Prepared, **by_place: Any) -> Job:
+def job(run: RunConfig, settings: Point, prepared: FittedData, **by_place: Any) -> Job:
     """The trial's job: its run on the sweep's data; `by_place` is what differs by where it trains."""
-    train_plan, validation_plan = worker.plans(run, prepared.train, prepared.validation)
+    train_plan, validation_plan = loop.plans(run, prepared.train, prepared.validation)
     return Job(
         config=run,
         columns=prepared.columns,
@@ -167,7 +167,7 @@ def train_on_workers(sweep: Sweep, tuning: TuneConfig, run: RunConfig, settings:
     def tell(text: str) -> None:
         sweep.telemetry.report({SAID: f"{name}: {text}"})
 
-    with mailbox() as box, watching(box, run.resources, workers, tell) as watchdog:
+    with driver_channel() as channel, watching(channel, run.resources, workers, tell) as watchdog:
         try:
             trainer_of(tuning, run, {**told, "watch": watchdog.watch}).fit()
         except ray.train.TrainingFailedError as error:
@@ -177,10 +177,10 @@ def train_on_workers(sweep: Sweep, tuning: TuneConfig, run: RunConfig, settings:
     raise_recorded(directory)
 
 
-def trainer_of(tuning: TuneConfig, run: RunConfig, given: dict[str, Any]) -> Trainer:
+def trainer_of(tuning: TuneConfig, run: RunConfig, given: dict[str, Any]) -> BoundedTorchTrainer:
     """Ray Train's part of a trial."""
     storage, _, name = given["directory"].rpartition("/")
-    return Trainer(
+    return BoundedTorchTrainer(
         train_loop,
         start_seconds=run.resources.start_timeout_seconds,
         train_loop_config=given,
@@ -207,14 +207,14 @@ def train_loop(given: dict[str, Any]) -> None:
     if exists(join(given["directory"], ERROR)):
         return
     try:
-        with given["watch"].pulse() as pulse:
-            train_rank(given, pulse)
+        with given["watch"].heartbeat() as heartbeat:
+            train_rank(given, heartbeat)
     except DynamicRnnError as error:
         record_error(given["directory"], error)
         raise
 
 
-def train_rank(given: dict[str, Any], pulse: Pulse) -> None:
+def train_rank(given: dict[str, Any], heartbeat: Heartbeat) -> None:
     """As `pipelines.train.run` does, on the sweep's data with the trial's run."""
     import torch
 
@@ -224,7 +224,7 @@ def train_rank(given: dict[str, Any], pulse: Pulse) -> None:
     torch.set_num_threads(run.resources.cpus_per_worker)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    prepared = load_prepared(config.directory)
+    prepared = load_fitted(config.directory)
     reader = RowReader(prepared.columns, prepared.label)
     device = ray.train.torch.get_device() if given["cuda"] else torch.device("cpu")
     made = job(
@@ -232,14 +232,14 @@ def train_rank(given: dict[str, Any], pulse: Pulse) -> None:
         given["settings"],
         prepared,
         batches=partial(rank_batches, reader, rank, world, run.plugins, device),
-        report=partial(report_to_train, tuning, rank, pulse.meet(ray.train.report)),
-        reduce=pulse.meet(sum_over_workers),
+        report=partial(report_to_train, tuning, rank, heartbeat.at_sync_point(ray.train.report)),
+        reduce=heartbeat.at_sync_point(sum_over_workers),
         rank=rank,
         world=world,
         device=device,
         resume=loaded(ray.train.get_checkpoint()),
     )
-    worker.run(replace(made, batches=pulse.over(made.batches, made.train)))
+    loop.run(replace(made, batches=heartbeat.over(made.batches, made.train)))
 
 
 def report_to_train(tuning: TuneConfig, rank: int, meet: Callable[..., None], report: Report) -> None:
@@ -258,6 +258,6 @@ KEPT_BYTES = 128 * 2**20  # of encoded rows; less than a worker of a run keeps, 
 def direct_batches(
     reader: RowReader, plan: Plan, start: int, stop: int, device: torch.device = CPU
 ) -> Iterator[SequenceBatch | None]:
-    """`worker.Batches` of the only worker, for steps start … stop − 1. DataError names file, row and column."""
+    """`Batches` of the only worker, for steps start … stop − 1. DataError names file, row and column."""
     keep_freed_memory(OF_COMPUTING)
     return prefetched(planned(plan, reader, 0, 1, start, stop, partial(map, reader.read), KEPT_BYTES), device)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from model.errors import DynamicRnnError
-from model.settings.messages import shown
+from model.settings.messages import quoted
 
 Status = Literal["finished", "stopped early", "failed", "unfinished", "not started"]
 
@@ -63,7 +63,7 @@ def value_words(value: Any) -> str:
     """A value as people write it: numbers rounded, words without quotes."""
     if isinstance(value, float):
         return f"{value:.4g}"
-    return value if isinstance(value, str) else shown(value)
+    return value if isinstance(value, str) else quoted(value)
 
 
 def reason_of(error: BaseException) -> str:

@@ -18,8 +18,8 @@ from model.training.truncation import segment_count
 from pipelines.cluster.capacity import SPARE_CPUS, available_gpus
 from pipelines.cluster.machine import cpu_count
 from pipelines.config import RunConfig
-from pipelines.supervision.driver_channel import Telemetry
-from pipelines.train import loop as worker
+from pipelines.supervision.driver_channel import WorkerReports
+from pipelines.train import loop
 from pipelines.train.run import gpus_for
 from pipelines.train.steps import epoch_steps
 from tune.check import RAY_TUNE
@@ -42,7 +42,7 @@ _ENVIRONMENT = {
 
 
 def tuner(
-    config: RunConfig, tuning: TuneConfig, *, index: DataIndex, gpus: float, telemetry: Telemetry, resume: bool
+    config: RunConfig, tuning: TuneConfig, *, index: DataIndex, gpus: float, telemetry: WorkerReports, resume: bool
 ) -> Any:
     """The Tuner of a new sweep, or of one that goes on."""
     directory = join(config.directory, RAY_TUNE)
@@ -80,7 +80,7 @@ def tuner(
     )
 
 
-def trainable(config: RunConfig, tuning: TuneConfig, gpus: float, telemetry: Telemetry) -> Any:
+def trainable(config: RunConfig, tuning: TuneConfig, gpus: float, telemetry: WorkerReports) -> Any:
     """The function of a trial with what it holds."""
     held = {"cpu": _NESTED_CPUS, "gpu": 0.0}
     if tuning.workers_per_trial == 1:
@@ -131,7 +131,7 @@ def grace_of(config: RunConfig, tuning: TuneConfig, index: DataIndex, *, in_step
     if tuning.asha.grace_steps is not None:
         return tuning.asha.grace_steps
     run, reports = trial_run(config, tuning, {}), tuning.asha.grace_reports
-    plan, every = worker.plans(run, index, None)[0], run.train.evaluate_every_steps
+    plan, every = loop.plans(run, index, None)[0], run.train.evaluate_every_steps
     if every is not None:
         return reports * every / (1 if in_steps else epoch_steps(plan, run.train))
     return sum(epoch_steps(plan, run.train, epoch) for epoch in range(reports)) if in_steps else reports
@@ -143,7 +143,7 @@ def most_steps(config: RunConfig, tuning: TuneConfig, index: DataIndex) -> int:
     longest, epochs = int(index.lengths.max(initial=1)), train.epochs or 1
     if _CUTS & tuning.space.keys():
         return epochs * index.rows * longest
-    plan = worker.plans(trial_run(config, tuning, {}), index, None)[0]
+    plan = loop.plans(trial_run(config, tuning, {}), index, None)[0]
     return train.total_steps(plan.first_step) * segment_count(longest, train.unroll_steps)
 
 

@@ -17,7 +17,7 @@ from model.errors import DataError
 Encode = Callable[[pa.Table], EncodedRows]
 
 
-class GoodRows(NamedTuple):
+class ValidRows(NamedTuple):
     """The rows that can be encoded (None: there is none), their places in the table, and the errors of the others."""
 
     rows: EncodedRows | None
@@ -25,15 +25,15 @@ class GoodRows(NamedTuple):
     errors: dict[int, DataError]
 
 
-def encode_good_rows(table: pa.Table, encode: Encode) -> GoodRows:
+def encode_valid(table: pa.Table, encode: Encode) -> ValidRows:
     """What `encode` makes of a table that may hold bad rows. An error without a row stands at every row."""
     places = np.arange(table.num_rows)
     try:
-        return GoodRows(encode(table), places, {})
+        return ValidRows(encode(table), places, {})
     except DataError:
         errors = _errors(table, 0, encode)
     good = np.delete(places, list(errors))
-    return GoodRows(encode(table.take(pa.array(good))) if len(good) else None, good, errors)
+    return ValidRows(encode(table.take(pa.array(good))) if len(good) else None, good, errors)
 
 
 def _errors(table: pa.Table, first: int, encode: Encode) -> dict[int, DataError]:

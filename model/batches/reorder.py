@@ -18,7 +18,7 @@ from model.tables.arrow_lists import offsets_of
 SHORT_STEPS = 16  # of a row, on average
 
 
-def gather(parts: Sequence[EncodedRows], places: np.ndarray) -> EncodedRows:
+def take_across(parts: Sequence[EncodedRows], places: np.ndarray) -> EncodedRows:
     """The rows at these places of all parts (at least one), counted over one after another, in this order."""
     rows = sum(len(part) for part in parts)
     if np.array_equal(places, np.arange(rows)):

@@ -23,7 +23,7 @@ from model.features.fitted_columns import GROUPS, FittedColumns
 from model.features.labels import FittedLabel, weights_in_order
 from model.features.numeric import FittedNumeric
 from model.network.network import RnnNetwork, build_network
-from model.settings.messages import shown
+from model.settings.messages import quoted
 
 NewVocabulary = Literal["refuse", "unknown", "add"]
 _NETWORK = ("problem_type", "prediction_type", "columns", "cell_type", "num_units", "dtype")
@@ -47,7 +47,7 @@ def started(
     differ = [name for name in _NETWORK if getattr(config, name) != getattr(bundle.config, name)]
     if differ:
         told = "; ".join(
-            f"{name} is {shown(getattr(bundle.config, name))} there and {shown(getattr(config, name))} here"
+            f"{name} is {quoted(getattr(bundle.config, name))} there and {quoted(getattr(config, name))} here"
             for name in differ
         )
         raise ConfigError(f"train.warm_start: the model must be that of the bundle, but {told}")

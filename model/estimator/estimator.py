@@ -29,9 +29,9 @@ from model.estimator.arguments import Declared, EstimatorConfig, declare
 from model.estimator.evaluation import evaluate, fed, hooked, progress_log
 from model.estimator.learned import (
     AfterStep,
-    Clock,
-    Learned,
+    Every,
     StepInfo,
+    TrainedModel,
     as_declared,
     device_of,
     latest_name,
@@ -43,7 +43,7 @@ from model.estimator.learned import (
     variables,
 )
 from model.estimator.model_fn import ModelOutputs, model_outputs
-from model.estimator.outputs import Batch, chosen, joined, predictions_of, rows_in
+from model.estimator.outputs import Batch, chosen, concatenated, predictions_of, rows_in
 from model.estimator.row_sources import (
     EVALUATION_BATCH,
     Dataset,
@@ -128,7 +128,7 @@ class DynamicRnnEstimator:
         self.class_weights = class_weights
         self.standardize_label = standardize_label
         self._declared: Declared = declare(self.get_params())
-        self._learned: Learned | None = None
+        self._learned: TrainedModel | None = None
         self._name: str | None = None  # of the checkpoint that `_learned` is
         self._scorer: tuple[Bundle, Scorer] | None = None
         self._stepper: Stepper | None = None  # made at the first step after a change, for steps must be quick
@@ -180,8 +180,8 @@ class DynamicRnnEstimator:
         return self.fit(x, y, input_fn, steps, batch_size, monitors)
 
     def _training_batches(
-        self, source: Source, learned: Learned | None, count: int | None
-    ) -> tuple[Iterator[SequenceBatch], Learned]:
+        self, source: Source, learned: TrainedModel | None, count: int | None
+    ) -> tuple[Iterator[SequenceBatch], TrainedModel]:
         """The batches of the steps to make, and the model to begin with."""
         if isinstance(source, Dataset):
             scans = source.scan(self._declared.model, fit=learned is None)
@@ -209,9 +209,9 @@ class DynamicRnnEstimator:
         return (collate(encoder.encode(each)) for part in ([first], rest) for each in part), learned
 
     def _after_step(self, monitors: tuple[Monitor, ...]) -> AfterStep:
-        clock = Clock(self._declared.run.save_checkpoints_seconds)
+        clock = Every(self._declared.run.save_checkpoints_seconds)
 
-        def after(position: int, result: StepResult, learned: Callable[[], Learned]) -> bool:
+        def after(position: int, result: StepResult, learned: Callable[[], TrainedModel]) -> bool:
             def publish() -> None:
                 self._learned, self._stepper = learned(), None
 
@@ -252,7 +252,7 @@ class DynamicRnnEstimator:
         batches = hooked(self._evaluation_batches(source, learned, steps), told)
         return evaluate(network, learned.bundle.label, batches, metrics) | {"global_step": learned.position}
 
-    def _evaluation_batches(self, source: Source, learned: Learned, steps: int | None) -> Iterator[SequenceBatch]:
+    def _evaluation_batches(self, source: Source, learned: TrainedModel, steps: int | None) -> Iterator[SequenceBatch]:
         encoder = self._encoder(learned, labelled=True)
         if not isinstance(source, Dataset):
             count = 1 if steps is None and source.repeats else steps
@@ -284,7 +284,7 @@ class DynamicRnnEstimator:
         scorer = self._scorer_of(learned.bundle)
         batches = (chosen(self._predicted(scorer, rows.table, rows.padded_steps), outputs) for rows in parts)
         if not as_iterable:
-            return joined(list(batches))
+            return concatenated(list(batches))
         return batches if iterate_batches else (row for batch in batches for row in rows_in(batch))
 
     @staticmethod
@@ -350,11 +350,11 @@ class DynamicRnnEstimator:
     def _reader(self, *, labelled: bool) -> Reader:
         return Reader(self._declared.model, self.feature_engineering_fn, labelled=labelled)
 
-    def _encoder(self, learned: Learned, *, labelled: bool) -> Encoder:
+    def _encoder(self, learned: TrainedModel, *, labelled: bool) -> Encoder:
         bundle = learned.bundle
         return Encoder(bundle.columns, bundle.label if labelled else None, self._scorer_of(bundle).state_spec)
 
-    def _restored(self) -> Learned | None:
+    def _restored(self) -> TrainedModel | None:
         """The model so far: what `model_dir` holds where there is one, else what this object has trained."""
         model_dir = self._declared.run.model_dir
         newest = latest_name(model_dir)
@@ -403,7 +403,7 @@ class DynamicRnnEstimator:
             raise ConfigError("as_text must be False: ONNX graphs are binary; signature.json is the text beside them")
         return export_below(export_dir_base, self._trained(checkpoint_path).bundle, assets_extra)
 
-    def _trained(self, checkpoint: Path | None = None) -> Learned:
+    def _trained(self, checkpoint: Path | None = None) -> TrainedModel:
         """The model to use: `checkpoint`, or the one so far. NotFittedError where there is none."""
         if checkpoint is not None:
             return as_declared(load(str(checkpoint)), self._declared)
@@ -413,7 +413,7 @@ class DynamicRnnEstimator:
             raise NotFittedError(f"the estimator must be fitted first; {where} and fit has not been called")
         return learned
 
-    def _save(self, learned: Learned) -> None:
+    def _save(self, learned: TrainedModel) -> None:
         run = self._declared.run
         if run.model_dir is not None:
             save(run.model_dir, learned, run.keep_checkpoints)

@@ -1,7 +1,7 @@
 """An estimator's model between calls, in memory and in model_dir: a bundle, the optimizer's state, the position.
 
-Training always starts from such a `Learned` and ends in one, so that going on in the same process, in another one or
-after a crash are the same thing, to the bit. Knows no user input.
+Training always starts from such a `TrainedModel` and ends in one, so that going on in the same process, in another one
+or after a crash are the same thing, to the bit. Knows no user input.
 
     model_dir/checkpoint-<position>/   a bundle with its training part
     model_dir/latest, best             the newest one's name
@@ -42,7 +42,7 @@ PREFIX = "checkpoint-"
 
 
 @dataclass(frozen=True)
-class Learned:
+class TrainedModel:
     """A model as trained so far. `training` is None where only its weights are known: the optimizer begins anew."""
 
     bundle: Bundle
@@ -69,7 +69,7 @@ class StepInfo:
     save: Callable[[], None] = lambda: None
 
 
-AfterStep = Callable[[int, StepResult, Callable[[], Learned]], bool]
+AfterStep = Callable[[int, StepResult, Callable[[], TrainedModel]], bool]
 
 
 def device_of(config: EstimatorConfig) -> torch.device:
@@ -79,14 +79,14 @@ def device_of(config: EstimatorConfig) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def start(declared: Declared, columns: FittedColumns, label: FittedLabel) -> Learned:
+def start(declared: Declared, columns: FittedColumns, label: FittedLabel) -> TrainedModel:
     """An untrained model with the seed's initial weights."""
     network = build_network(declared.model, columns, label, declared.run.seed)
     trainer = Trainer(network, label, declared.optimizer, seed=declared.run.seed, code=declared.code)
     return _learned(trainer, columns)
 
 
-def as_declared(learned: Learned, declared: Declared) -> Learned:
+def as_declared(learned: TrainedModel, declared: Declared) -> TrainedModel:
     """The model under the constructor's present arguments. ConfigError where they mean another network.
 
     Dropout, probabilities and the names of label and weight may change; so may learning rate, momentum and clipping.
@@ -104,7 +104,7 @@ def as_declared(learned: Learned, declared: Declared) -> Learned:
     label = bundle.label.model_copy(update={"name": config.label, "weight": config.weight})
     if (config, label) == (bundle.config, bundle.label):
         return learned
-    return Learned(replace(bundle, config=config, label=label), learned.training)
+    return TrainedModel(replace(bundle, config=config, label=label), learned.training)
 
 
 _NETWORK = ("problem_type", "prediction_type", "columns", "cell_type", "num_units", "classes", "dtype")
@@ -116,11 +116,11 @@ def _short(value: object) -> str:
 
 
 def train(
-    learned: Learned,
+    learned: TrainedModel,
     declared: Declared,
     batches: Iterator[SequenceBatch],
     after_step: AfterStep,
-) -> Learned:
+) -> TrainedModel:
     """Trains on the batches until they end or `after_step` says so; it gets a function that gives the model so far."""
     trainer = _trainer(learned, declared)
     device = device_of(declared.run)
@@ -132,7 +132,7 @@ def train(
     return so_far()
 
 
-def _trainer(learned: Learned, declared: Declared) -> Trainer:
+def _trainer(learned: TrainedModel, declared: Declared) -> Trainer:
     network = learned.bundle.network().train().to(device_of(declared.run))
     label, seed = learned.bundle.label, declared.run.seed
     trainer = Trainer(network, label, declared.optimizer, seed=seed, code=declared.code)
@@ -141,14 +141,14 @@ def _trainer(learned: Learned, declared: Declared) -> Trainer:
     return trainer
 
 
-def _learned(trainer: Trainer, columns: FittedColumns) -> Learned:
+def _learned(trainer: Trainer, columns: FittedColumns) -> TrainedModel:
     bundle = bundle_of(trainer.network, columns, trainer.label, provenance={"step": trainer.position})
     numbers, tensors = trainer.state()
     rate = trainer.optimizer.learning_rate
-    return Learned(bundle, TrainingState({**numbers, "learning_rate": rate}, tensors))
+    return TrainedModel(bundle, TrainingState({**numbers, "learning_rate": rate}, tensors))
 
 
-def variables(learned: Learned) -> dict[str, np.ndarray]:
+def variables(learned: TrainedModel) -> dict[str, np.ndarray]:
     """What a checkpoint holds by name: weights, `optimizer/<slot>/<weight>`, `global_step`, `learning_rate`."""
     held: dict[str, np.ndarray] = {name: tensor.numpy() for name, tensor in learned.bundle.tensors.items()}
     held["global_step"] = np.asarray(learned.position, np.int64)
@@ -162,7 +162,7 @@ def variables(learned: Learned) -> dict[str, np.ndarray]:
 # model_dir --------------------------------------------------------------------------------------------------------
 
 
-def save(model_dir: str, learned: Learned, keep: int) -> None:
+def save(model_dir: str, learned: TrainedModel, keep: int) -> None:
     """Writes a checkpoint, makes it the latest, and removes all but the newest `keep`."""
     name = f"{PREFIX}{learned.position:08d}"
     save_bundle(join(model_dir, name), learned.bundle, learned.training)
@@ -182,11 +182,11 @@ def latest_name(model_dir: str | None) -> str | None:
     return "." if name is None and exists(join(model_dir, MANIFEST)) else name
 
 
-def load(checkpoint: str) -> Learned:
+def load(checkpoint: str) -> TrainedModel:
     """A bundle, with its training part where it has one. CheckpointError where it is damaged."""
     bundle = load_bundle(checkpoint)
     has_training = exists(join(checkpoint, TRAINING_STATE))
-    return Learned(bundle, load_training_state(checkpoint) if has_training else None)
+    return TrainedModel(bundle, load_training_state(checkpoint) if has_training else None)
 
 
 def steps_to_make(position: int, steps: int | None, max_steps: int | None) -> int | None:
@@ -199,7 +199,7 @@ def steps_to_make(position: int, steps: int | None, max_steps: int | None) -> in
     return max(max_steps - position, 0) if max_steps is not None else steps
 
 
-class Clock:
+class Every:
     """Says when `seconds` have passed since it last said so."""
 
     def __init__(self, seconds: float) -> None:

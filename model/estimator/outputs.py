@@ -76,7 +76,7 @@ def rows_in(batch: Batch) -> Iterator[Batch]:
         yield {name: values[row] for name, values in batch.items()}
 
 
-def joined(batches: Sequence[Batch]) -> Batch:
+def concatenated(batches: Sequence[Batch]) -> Batch:
     """All batches as one; padded arrays of different T are padded to the longest."""
     if len(batches) == 1:
         return batches[0]

@@ -24,7 +24,7 @@ from model.features.labels import FittedLabel, ProblemType
 from model.features.numeric import FittedNumeric
 from model.network import heads
 from model.network.cells import BasicRnnCell, Cell, GruCell, GruResetBeforeCell, LstmCell, State, flatten_state
-from model.network.column_layers import Represent
+from model.network.column_layers import ColumnLayer
 from model.network.network import RnnNetwork
 from model.prediction_keys import RNNKeys
 from model.state import StateSpec
@@ -114,7 +114,7 @@ class Graph(nn.Module):
             ]
         return [*predictions, *(Port(f"{NEXT}{port.name}", port.dtype, port.dims) for port in self.states)]
 
-    def parts(self) -> list[Represent]:
+    def parts(self) -> list[ColumnLayer]:
         """The columns' representations, in input order."""
         return [*self.network.inputs.represents("sequence"), *self.network.inputs.represents("context")]
 

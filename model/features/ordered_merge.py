@@ -18,7 +18,7 @@ class DataStats:
     labels: ColumnStats = field(default_factory=ColumnStats)
 
 
-class InOrder:
+class OrderedMerge:
     """Merges fragments' statistics by the fragments' numbers, whatever order they come in.
 
     Floats add up in one order alone, so the total has the same bits however many workers scanned. What is merged is let
@@ -56,7 +56,7 @@ class InOrder:
 
 def merged(parts: Iterable[DataStats]) -> DataStats:
     """The total of fragments in order."""
-    order = InOrder()
+    order = OrderedMerge()
     for number, part in enumerate(parts):
         order.add(number, part)
     return order.total

@@ -20,7 +20,7 @@ from model.features.numeric import FittedNumeric
 Tensor = torch.Tensor
 
 
-class Represent(nn.Module):
+class ColumnLayer(nn.Module):
     """One column's encoded values as network input: floats [B, (T,) D], or ids [B, (T,) K] to [B, (T,) width].
 
     `shared` holds the tables that columns before this one have named; its own is added.

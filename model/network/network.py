@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.features.fitted_columns import GROUPS, FittedColumns, Group
 from model.features.labels import FittedLabel, ProblemType
 from model.network.cells import Cell, State, build_cell, flatten_state, unflatten_state
-from model.network.column_layers import Represent as Represent
+from model.network.column_layers import ColumnLayer as Represent
 from model.network.dropout import DropoutKey, drop
 from model.network.pretrained import load_pretrained
 from model.state import StateSpec

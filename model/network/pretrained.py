@@ -14,13 +14,13 @@ from safetensors.numpy import load as load_safetensors
 from model.columns import Column, Embedding
 from model.columns.config import column_name
 from model.errors import ConfigError
-from model.network.column_layers import Represent
+from model.network.column_layers import ColumnLayer
 from model.storage import read_bytes
 
 FORMS = ".npy, .npz or .safetensors"
 
 
-def load_pretrained(column: Column, part: Represent) -> None:
+def load_pretrained(column: Column, part: ColumnLayer) -> None:
     """Copies the vectors that a column names into its table. ConfigError when they cannot be read or do not fit.
 
     A file may lack the last rows, those of the OOV buckets: they keep their initial values.

@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.errors import DataError
 from model.features.fitted_columns import iterate_leaves
 from model.features.labels import FittedLabel
-from model.features.ordered_merge import DataStats, InOrder
+from model.features.ordered_merge import DataStats, OrderedMerge
 from model.features.stats import ColumnStats
 
 UNKNOWN_SHARE = 0.01  # of validation values beyond the share in training: fewer are the tail that any data have
@@ -31,7 +31,7 @@ class Comparison:
     is where validation rows lie, for errors.
     """
 
-    def __init__(self, config: ModelConfig, training: InOrder, fitted: int, path: str | None = None) -> None:
+    def __init__(self, config: ModelConfig, training: OrderedMerge, fitted: int, path: str | None = None) -> None:
         self.leaves = {key: leaf for _, key, leaf in iterate_leaves(config.columns)}
         self.training = training
         self.fitted = fitted

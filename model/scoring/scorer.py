@@ -15,7 +15,7 @@ import torch
 
 from model.batches.collate import MAX_PADDED_STEPS, bounded, collate
 from model.batches.encode import encode_rows
-from model.batches.encode_valid import encode_good_rows
+from model.batches.encode_valid import encode_valid
 from model.batches.encoded_rows import EncodedRows, concat
 from model.bundle.bundle import Bundle, load_bundle
 from model.config import ModelConfig
@@ -65,7 +65,7 @@ class Scorer:
 
     def score(self, table: pa.Table) -> Scored:
         """Scores a table that has the input columns and, optionally, all `rnn_cell_state_i` columns."""
-        rows, good, errors = encode_good_rows(table, self._encode)
+        rows, good, errors = encode_valid(table, self._encode)
         predictions, state = self.score_rows(rows) if rows is not None else self._nothing()
         if not errors:
             return Scored(predictions, state, errors)

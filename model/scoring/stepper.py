@@ -26,7 +26,7 @@ from model.features.hashing import fingerprint
 from model.features.numeric import FittedNumeric
 from model.network import heads
 from model.network.cells import Cell, State, flatten_state, unflatten_state
-from model.network.column_layers import Represent
+from model.network.column_layers import ColumnLayer
 from model.state import from_mapping
 from model.tables.arrow_lists import is_list
 
@@ -119,7 +119,7 @@ def _nesting(zero: State) -> Callable[[Flat], State]:
 class _Input:
     """One column: reads its features (one, or several for weighted and crossed ones) from an event as [1, width]."""
 
-    def __init__(self, column: Column, fitted: Fitted, part: Represent) -> None:
+    def __init__(self, column: Column, fitted: Fitted, part: ColumnLayer) -> None:
         self.names = data_columns(source_of(column))
         self.fitted = fitted
         self.part = part
@@ -187,7 +187,7 @@ def _id(number: int) -> Tensor:
 
 
 def _tensors(encoded: Encoded) -> tuple[Tensor, torch.dtype, Tensor | None]:
-    """One entry as `Represent` takes it: floats [1, D], or ids [1, K] and, where they have some, their weights."""
+    """One entry as `ColumnLayer` takes it: floats [1, D], or ids [1, K] and, where they have some, their weights."""
     if encoded.values.ndim == 2:
         return torch.from_numpy(encoded.values), torch.float32, None
     weights = None if encoded.weights is None else torch.from_numpy(encoded.weights).unsqueeze(0)

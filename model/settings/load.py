@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model.errors import ConfigError
 from model.settings.describe import describe
-from model.settings.messages import did_you_mean, dotted, joined, shown, told, true_as_number
+from model.settings.messages import config_error, did_you_mean, dotted, fault_lines, quoted, true_as_number
 from model.settings.yaml_text import dump_plain, parse_yaml
 
 __all__ = [
@@ -57,7 +57,7 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
     if mapping is None:
         mapping = {}
     if not isinstance(mapping, dict):
-        raise ConfigError(f"{path}: must be a mapping of settings (`name: value`), but is {shown(mapping)}")
+        raise ConfigError(f"{path}: must be a mapping of settings (`name: value`), but is {quoted(mapping)}")
     return apply_overrides(mapping, overrides)
 
 
@@ -81,7 +81,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
         except ConfigError as error:
             faults.append(str(error))
     if faults:
-        raise joined("overrides", faults)
+        raise config_error("overrides", faults)
     return changed
 
 
@@ -92,9 +92,9 @@ def build(config_class: type[SettingsType], mapping: Mapping[str, Any], *, where
     try:
         config = config_class.model_validate(value)
     except ValidationError as error:
-        raise joined(where, faults + told(config_class, error)) from error
+        raise config_error(where, faults + fault_lines(config_class, error)) from error
     if faults:
-        raise joined(where, faults)
+        raise config_error(where, faults)
     return config
 
 
@@ -121,7 +121,7 @@ def _set(node: Any, path: list[str], value: Any) -> None:
             # A file may hold keys that are no strings, `class_weights: {0: 2.0}`; a path has only strings.
             key = next((known for known in node if str(known) == part), part)
         else:
-            raise ConfigError(f"{dotted(path)} cannot be set, because {here} is {shown(node)}, not a mapping")
+            raise ConfigError(f"{dotted(path)} cannot be set, because {here} is {quoted(node)}, not a mapping")
         if last:
             node[key] = value
             return

@@ -72,13 +72,13 @@ class _Fault:
         return self.error.get("ctx", {})
 
 
-def joined(where: str, faults: Sequence[str]) -> ConfigError:
+def config_error(where: str, faults: Sequence[str]) -> ConfigError:
     """One fault is one line; several are a header and a line each."""
     lines = [f"{where}: {fault}" for fault in dict.fromkeys(faults)]
     return ConfigError(lines[0] if len(lines) == 1 else "\n".join([f"{where}: {len(lines)} faults", *lines]))
 
 
-def told(config_class: type[BaseModel], error: ValidationError) -> list[str]:
+def fault_lines(config_class: type[BaseModel], error: ValidationError) -> list[str]:
     """Every fault of `error`, one line each, `where` not yet in front."""
     errors = [e for e in error.errors(include_url=False) if not _is_long_enough(e)]
     faults = [_Fault(_locate(config_class, e["loc"]), e) for e in errors]
@@ -100,7 +100,7 @@ def true_as_number(annotation: Any, value: Any, path: _Path = ()) -> list[str]:
         if bool in options or value in literals or not {int, float} & set(options):
             return []
         kind = "an integer" if int in options else "a number"
-        return [f"{dotted(path)} must be {kind}, but is {shown(value)}"]
+        return [f"{dotted(path)} must be {kind}, but is {quoted(value)}"]
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     fitting = [option for option in options if is_config(option) and _is_tagged(option, value)] or options
     faults = []
@@ -130,7 +130,7 @@ def dotted(path: Iterable[str | int]) -> str:
     return ".".join(str(part) for part in path)
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """`value` as a message quotes it: short, and null, true and false as YAML writes them."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -213,7 +213,7 @@ def _line(root: type[BaseModel], faults: list[_Fault]) -> str:
     if error["loc"] and error["loc"][-1] == "[key]":
         name = f"the key {name}"
     requirement = " or ".join(dict.fromkeys(_requirement(each) for each in faults))
-    value = "a secret" if _holds_secret(place.annotation) else shown(error["input"])
+    value = "a secret" if _holds_secret(place.annotation) else quoted(error["input"])
     if requirement.startswith(":"):
         return f"{name}{requirement}; it is {value}"
     line = f"{name} must be {requirement}, but is {value}"
@@ -252,7 +252,7 @@ def _wrong_tag(fault: _Fault) -> str:
     if fault.error["type"] == "union_tag_not_found":
         known = [str(tag) for leaf in leaves(fault.place.annotation) if is_config(leaf) for tag in tags(leaf)]
         return f"{name} must be one of {', '.join(known)}, but is missing"
-    line = f"{name} must be {_one_of(context['expected_tags'])}, but is {shown(context['tag'])}"
+    line = f"{name} must be {_one_of(context['expected_tags'])}, but is {quoted(context['tag'])}"
     return line + did_you_mean(str(context["tag"]), _quoted(context["expected_tags"]))
 
 

@@ -109,7 +109,7 @@ def _refused(path: PathLike, what: str, error: OSError) -> ConfigError:
 
 
 @contextmanager
-def _told(path: PathLike, what: str) -> Iterator[None]:
+def _refusals_as_config_errors(path: PathLike, what: str) -> Iterator[None]:
     """Turns refusals of a filesystem into a ConfigError; a full disk stays what it is."""
     try:
         yield
@@ -143,7 +143,7 @@ def is_directory(path: PathLike) -> bool:
 
 def _kind(path: PathLike) -> Any:
     filesystem, inner = resolve(path)
-    with _told(path, "read"):
+    with _refusals_as_config_errors(path, "read"):
         return filesystem.get_file_info(inner).type
 
 
@@ -157,7 +157,7 @@ def read_bytes(path: PathLike) -> bytes:
 def write_bytes(path: PathLike, content: bytes) -> None:
     """Writes a file so that readers see the old one or the whole new one, and after a crash either of them."""
     filesystem, inner = resolve(path)
-    with _told(path, "written"):
+    with _refusals_as_config_errors(path, "written"):
         if is_remote(path):  # object stores put whole objects
             with filesystem.open_output_stream(inner) as stream:
                 stream.write(content)
@@ -190,14 +190,14 @@ def _umask() -> int:
 def make_directory(path: PathLike) -> None:
     """Creates a directory and its parents; no error where it is there already."""
     filesystem, inner = resolve(path)
-    with _told(path, "made"):
+    with _refusals_as_config_errors(path, "made"):
         filesystem.create_dir(inner, recursive=True)
 
 
 def list_names(path: PathLike) -> list[str]:
     """Names in a directory, sorted; empty where there is no such directory."""
     filesystem, inner = resolve(path)
-    with _told(path, "listed"):
+    with _refusals_as_config_errors(path, "listed"):
         infos = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
     return sorted(info.base_name for info in infos)
 

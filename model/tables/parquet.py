@@ -21,7 +21,7 @@ from model.tables.filter_arrow import kept_row_groups
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment, PartitionValue
 from model.tables.hive_paths import Partitions, partitions_of
-from model.tables.schema_agreement import Agreement
+from model.tables.schema_agreement import SchemaAgreement
 
 if TYPE_CHECKING:  # loaded by the functions that use it: a quarter of what `from model import …` would take
     import pyarrow.parquet as pq
@@ -54,7 +54,7 @@ def find(
     *,
     optional: Sequence[str] = (),
     where: Filter | None = None,
-    agreement: Agreement | None = None,
+    agreement: SchemaAgreement | None = None,
 ) -> Found:
     """The non-empty row groups of all files under `path`, in (file, row group) order.
 
@@ -75,7 +75,7 @@ def find(
     needed = list(dict.fromkeys([*columns, *(where.columns if where is not None else ())]))
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
         footers = list(threads.map(_footer_of, files, parts, repeat(where)))
-    _check_columns(footers, needed, optional, Agreement() if agreement is None else agreement)
+    _check_columns(footers, needed, optional, SchemaAgreement() if agreement is None else agreement)
     fragments = [fragment for footer in footers for fragment in _fragments(footer, needed)]
     rows = sum(sum(footer.rows) for footer in footers)
     if not fragments:
@@ -136,7 +136,7 @@ def _footer_of(file: str, parts: Partitions, where: Filter | None) -> _Footer:
 
 
 def _check_columns(
-    footers: Sequence[_Footer], needed: Sequence[str], optional: Sequence[str], agreement: Agreement
+    footers: Sequence[_Footer], needed: Sequence[str], optional: Sequence[str], agreement: SchemaAgreement
 ) -> None:
     for footer in footers:
         _refuse_repeated(footer, needed)

@@ -16,7 +16,7 @@ from model.tables.arrow_lists import is_list
 Shape = tuple[int, str, int | None]
 
 
-class Agreement:
+class SchemaAgreement:
     """The types of columns as files bring them, a file after the other."""
 
     def __init__(self) -> None:

@@ -34,7 +34,7 @@ class Footer:
 
 
 @dataclass(frozen=True)
-class Block:
+class SlicedRowGroup:
     """A row group, the name of what is made of it, and its slices: `slice_rows` rows each, numbered through all blocks.
 
     `first_row` is the place in the file of its row 0.
@@ -94,14 +94,14 @@ def _column_sizes(group: pq.RowGroupMetaData) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def cut(
+def slice_row_groups(
     fragments: Sequence[Fragment],
     footers: Mapping[str, Footer],
     columns: Sequence[str],
     *,
     row_bytes: int,
     step_bytes: int,
-) -> tuple[Block, ...]:
+) -> tuple[SlicedRowGroup, ...]:
     """Blocks of the fragments. `row_bytes` and `step_bytes` are what is computed for each row and each of its steps."""
     blocks, slices = [], 0
     for fragment in fragments:
@@ -111,7 +111,7 @@ def cut(
         per_row = decoded / fragment.rows + row_bytes
         slice_rows = max(1, min(MOST_SLICE_ROWS, int(SLICE_BYTES / max(per_row, 1))))
         first_row = sum(footer.group_rows[: fragment.row_group])
-        blocks.append(Block(fragment, output_name(fragment), first_row, slice_rows, slices))
+        blocks.append(SlicedRowGroup(fragment, output_name(fragment), first_row, slice_rows, slices))
         slices += blocks[-1].slices
     return tuple(blocks)
 
@@ -122,7 +122,7 @@ def output_name(fragment: Fragment) -> str:
     return f"{stem(fragment.file)}-{digest}-{fragment.row_group:05d}.parquet"
 
 
-def read_slices(block: Block, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+def read_slices(block: SlicedRowGroup, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
     """(number, table) of each slice of a block. DecodeError, after some slices, where the pages cannot be decoded."""
     number, held, rows = block.first_slice, [], 0
     for table in _pieces(block, columns):
@@ -138,7 +138,7 @@ def read_slices(block: Block, columns: Sequence[str]) -> Iterator[tuple[int, pa.
     raise not_decoded(block.fragment, f"its pages hold fewer rows than the {block.fragment.rows} of the footer")
 
 
-def empty_slices(block: Block, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+def empty_slices(block: SlicedRowGroup, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
     """What `read_slices` yields, without rows: of a block whose pages are damaged there is only the footer."""
     filesystem, inner = resolve(block.fragment.file)
     schema = pq.read_schema(inner, filesystem=filesystem)
@@ -167,7 +167,7 @@ def _completed(table: pa.Table, fragment: Fragment, names: Sequence[str]) -> pa.
     return table.select(names)
 
 
-def _pieces(block: Block, columns: Sequence[str]) -> Iterator[pa.Table]:
+def _pieces(block: SlicedRowGroup, columns: Sequence[str]) -> Iterator[pa.Table]:
     """The block's rows in pieces of at most `slice_rows`, as pyarrow happens to cut them."""
     fragment = block.fragment
     filesystem, inner = resolve(fragment.file)

@@ -28,7 +28,7 @@ VOTES = 2
 
 
 @dataclass(frozen=True)
-class Segment:
+class ParameterSlot:
     """Where one parameter lies in the flat vectors; `touched` is where its rows' look-up marks lie, for tables."""
 
     name: str
@@ -53,12 +53,12 @@ class FlatParameters:
         tables = {id(part.table) for part in network.inputs.modules() if getattr(part, "table", None) is not None}
         named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
         named.sort(key=lambda pair: id(pair[1]) in tables)  # stable: dense ones first
-        self.segments: list[Segment] = []
+        self.segments: list[ParameterSlot] = []
         total = sum(parameter.numel() for _, parameter in named)
         start, mark = 0, total
         for name, parameter in named:
             table = id(parameter) in tables
-            self.segments.append(Segment(name, start, tuple(parameter.shape), mark if table else None))
+            self.segments.append(ParameterSlot(name, start, tuple(parameter.shape), mark if table else None))
             start += parameter.numel()
             mark += len(parameter) if table else 0
         self.size = total
@@ -194,7 +194,7 @@ class FlatOptimizer(Optimizer):
             if segment.touched is not None:
                 self._update_rows(segment, segment.touched, update)
 
-    def _update_rows(self, segment: Segment, mark: int, update: Callable[[Tensor, Tensor, Slots], None]) -> None:
+    def _update_rows(self, segment: ParameterSlot, mark: int, update: Callable[[Tensor, Tensor, Slots], None]) -> None:
         """The rule on the looked-up rows of a table alone."""
         rows = (self.flat.buffer[mark : mark + segment.shape[0]] > 0).nonzero().squeeze(1)
 

@@ -25,7 +25,7 @@ from model.training.config import StepConfig
 from model.training.config import TrainConfig as TrainConfig
 from model.training.optimizers import VOTES, FlatParameters
 from model.training.torch_optimizers import NO_CODE, OptimizerCode, make_optimizer
-from model.training.truncation import CARRIED, Unrolling
+from model.training.truncation import CARRIED, TruncatedBatch
 
 Reduce = Callable[[torch.Tensor], None]
 
@@ -101,9 +101,9 @@ class Trainer:
         TrainingError when the loss or the gradient is not finite; the weights then are those before the step.
         """
         self.position += 1
-        return self.step_over([Unrolling(self.position, batch)], 0)
+        return self.step_over([TruncatedBatch(self.position, batch)], 0)
 
-    def step_over(self, parts: Sequence[Unrolling], number: int) -> StepResult:
+    def step_over(self, parts: Sequence[TruncatedBatch], number: int) -> StepResult:
         """One step on segment `number` of several batches: the weighted mean over all their steps (or rows).
 
         `position` is left to the caller. TrainingError as `step`.
@@ -130,7 +130,7 @@ class Trainer:
         norm = self.optimizer.step(self.optimizer.config.rate(self.step_count))
         return StepResult(loss / weight, weight, norm)
 
-    def _accumulate(self, part: Unrolling, number: int, batch: SequenceBatch) -> None:
+    def _accumulate(self, part: TruncatedBatch, number: int, batch: SequenceBatch) -> None:
         """Adds this worker's gradients, look-up marks, loss and weight to the buffer, and carries the states on."""
         assert batch.labels is not None, "training needs labels"
         assert batch.weights is not None, "labels come with weights"

@@ -23,7 +23,7 @@ def segment_count(longest: int, unroll_steps: int | None) -> int:
     return 1 if unroll_steps is None else max(1, -(-longest // unroll_steps))
 
 
-class Unrolling:
+class TruncatedBatch:
     """One worker's rows of a global batch (None: it has none), and the states they carry from segment to segment.
 
     `position` is the batch's place in the plan, from 1: what dropout masks are drawn from. A batch of one segment

@@ -98,7 +98,7 @@ def prepare(
         result = prepare_events(context, events, output, settings, workers=workers, address=address)
     else:
         context.obj.note(f"{output} holds these sequences already")
-    tell(context.obj, result)
+    show_summary(context.obj, result)
 
 
 def prepare_events(
@@ -132,7 +132,7 @@ def phases(console: Console) -> Iterator[Any]:
         yield progress
 
 
-def tell(console: Console, result: Any) -> None:
+def show_summary(console: Console, result: Any) -> None:
     """The summary of a preparation."""
     rows: dict[str, Any] = {"events": f"{result.events:,} of {result.keys:,} keys"}
     for split, count in result.sequences.items():

@@ -23,15 +23,17 @@ PAD_BYTES = 64 * 2**20  # of address space, not of memory
 
 
 @dataclass(frozen=True)
-class Kept:
+class MallocLimits:
     """The largest block that is taken from the heap, and the free bytes at its end beyond which it is given back."""
 
     block: int
     free: int
 
 
-OF_TASKS = Kept(block=32 * 2**20, free=256 * 2**20)  # there are as many as processors, also when they are idle
-OF_COMPUTING = Kept(block=2**30, free=2**31 - 1)  # takes all it ever took again, a batch later; mallopt knows no more
+OF_TASKS = MallocLimits(block=32 * 2**20, free=256 * 2**20)  # there are as many as processors, also when they are idle
+OF_COMPUTING = MallocLimits(
+    block=2**30, free=2**31 - 1
+)  # takes all it ever took again, a batch later; mallopt knows no more
 
 
 def environment() -> dict[str, str]:
@@ -40,7 +42,7 @@ def environment() -> dict[str, str]:
 
 
 @functools.cache
-def keep_freed_memory(kept: Kept) -> bool:
+def keep_freed_memory(kept: MallocLimits) -> bool:
     """Tells malloc, once each a process; whether it could be told (only glibc's can)."""
     if platform.libc_ver()[0] != "glibc":
         return False

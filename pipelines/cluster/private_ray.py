@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster import malloc as allocation
+from pipelines.cluster import malloc
 from pipelines.cluster.machine import GIB, cpu_count, memory_bytes, shared_memory_free_bytes
 
 OBJECT_STORE_MOST_BYTES = 2 * GIB
@@ -101,7 +101,7 @@ def _inherited_by_workers() -> Iterator[None]:
 
     Not a `runtime_env`: that costs an agent's round trip for each worker and clashes with a job's own.
     """
-    wanted = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **allocation.environment()}
+    wanted = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **malloc.environment()}
     if (SOURCE_ROOT / "pyproject.toml").is_file():  # a source tree, perhaps not installed
         paths = [str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         wanted["PYTHONPATH"] = os.pathsep.join(paths)

@@ -25,7 +25,7 @@ from model.batches.collate import SequenceBatch, collate
 from model.batches.encode import encoded_bytes
 from model.batches.encoded_rows import EncodedRows, concat
 from model.batches.plan import DataIndex, Plan
-from model.batches.reorder import gather
+from model.batches.reorder import take_across
 from model.errors import from_plain
 from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
 from pipelines.cluster.session import configure_ray_data
@@ -106,7 +106,7 @@ class KeptRows:
 
     def take(self, numbers: np.ndarray) -> EncodedRows:
         """The rows with these numbers, in this order."""
-        return gather([self._rows], np.searchsorted(self._numbers, numbers))
+        return take_across([self._rows], np.searchsorted(self._numbers, numbers))
 
 
 def cut(parts: Iterable[EncodedRows], counts: Iterable[int]) -> Iterator[SequenceBatch | None]:

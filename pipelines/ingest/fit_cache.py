@@ -15,17 +15,16 @@ from model.bundle.run_directory import METRICS
 from model.errors import ConfigError
 from model.storage import exists, join
 from pipelines.config import RunConfig
-from pipelines.ingest import scan as ingest
-from pipelines.ingest.fit_signature import changes, forget, signature_of, store, told
-from pipelines.ingest.fitted_data import Prepared, is_prepared, load_prepared, save_prepared
-from pipelines.ingest.scan import Progress
+from pipelines.ingest.fit_signature import changes, forget, listed, signature_of, store
+from pipelines.ingest.fitted_data import FittedData, has_fitted, load_fitted, save_fitted
+from pipelines.ingest.scan import Progress, fit_data
 
 
 def check_fit(config: RunConfig) -> None:
     """ConfigError where fitting would take away what a run or a sweep was trained on. Changes nothing."""
     if exists(join(config.directory, METRICS)) and (changed := changes(config, signature_of(config))):
         raise ConfigError(
-            f"{config.directory} holds a run that was trained on other data or columns: {told(changed)}; choose "
+            f"{config.directory} holds a run that was trained on other data or columns: {listed(changed)}; choose "
             f"another name=…"
         )
 
@@ -36,7 +35,7 @@ def is_current(config: RunConfig) -> bool:
     DataError where there are no data.
     """
     signature = signature_of(config)
-    return is_prepared(config.directory) and not changes(config, signature)
+    return has_fitted(config.directory) and not changes(config, signature)
 
 
 def fitted_data(
@@ -45,32 +44,36 @@ def fitted_data(
     resume: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
-) -> Prepared:
+) -> FittedData:
     """A run's fitted columns and row indexes: what is stored where it is current, else scanned and stored.
 
     `say` gets a line on why columns are fitted: none are stored, or they no longer hold. DataError for bad data;
     ConfigError where a resumed run would go on with other data than it began with.
     """
     directory, signature = config.directory, signature_of(config)
-    stored = load_prepared(directory) if is_prepared(directory) else None
+    stored = load_fitted(directory) if has_fitted(directory) else None
     changed = changes(config, signature) if stored is not None else []
     if stored is not None and not changed:
         return stored
     if say is not None:
-        say("fitting the columns: none are stored" if stored is None else f"fitting the columns again: {told(changed)}")
-    found = ingest.prepare_run(config, progress)
+        say(
+            "fitting the columns: none are stored"
+            if stored is None
+            else f"fitting the columns again: {listed(changed)}"
+        )
+    found = fit_data(config, progress)
     if resume and stored is not None and not same(stored, found):
         raise ConfigError(
             f"{directory}: a resumed run goes on with the data it began with, but they have changed: "
-            f"{told(changed)}; restore them, or start a new run under another name"
+            f"{listed(changed)}; restore them, or start a new run under another name"
         )
     forget(directory)  # until all of it is written
-    save_prepared(directory, found)
+    save_fitted(directory, found)
     store(directory, signature)
     return found
 
 
-def same(one: Prepared, other: Prepared) -> bool:
+def same(one: FittedData, other: FittedData) -> bool:
     """Whether two scans have found the same columns and rows, to the last bit."""
     if (one.columns, one.label) != (other.columns, other.label):
         return False

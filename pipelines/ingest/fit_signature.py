@@ -75,7 +75,7 @@ def changes(config: RunConfig, now: dict[str, Any]) -> list[str]:
     return [*settings, *gone, *new, *changed]
 
 
-def told(found: list[str]) -> str:
+def listed(found: list[str]) -> str:
     """The first changes, for a message."""
     more = f" and {len(found) - MOST_TOLD} more" if len(found) > MOST_TOLD else ""
     return "; ".join(found[:MOST_TOLD]) + more

@@ -15,7 +15,7 @@ from model.features.labels import FittedLabel
 from model.settings import build
 from model.storage import exists, join, read_bytes, write_bytes
 from model.tables.fragments import Fragment
-from pipelines.ingest.row_counts import DataReport
+from pipelines.ingest.row_counts import RowCounts
 
 COLUMNS, TRAIN_INDEX, VALIDATION_INDEX = "data/columns.json", "data/train.npz", "data/validation.npz"
 
@@ -24,7 +24,7 @@ ROWS, QUARANTINE = "data/rows.json", "quarantine"
 
 
 @dataclass(frozen=True)
-class Prepared:
+class FittedData:
     """Fitted columns and label, and the indexes of training and (possibly no) validation rows.
 
     `report` is `model.scan.fit_report`'s; empty where an earlier version has stored none. `rows` says what became of
@@ -36,11 +36,11 @@ class Prepared:
     train: DataIndex
     validation: DataIndex | None
     report: dict[str, Any] = field(default_factory=dict, compare=False)
-    rows: DataReport = field(default_factory=DataReport, compare=False)
+    rows: RowCounts = field(default_factory=RowCounts, compare=False)
 
 
-def save_prepared(directory: str, prepared: Prepared) -> None:
-    """Writes what `load_prepared` reads; columns.json last, as the sign that all of it is there.
+def save_fitted(directory: str, prepared: FittedData) -> None:
+    """Writes what `load_fitted` reads; columns.json last, as the sign that all of it is there.
 
     rows.json is for people: what became of the rows.
     """
@@ -59,22 +59,22 @@ def save_prepared(directory: str, prepared: Prepared) -> None:
     write_bytes(join(directory, COLUMNS), json.dumps(description, ensure_ascii=False).encode())
 
 
-def is_prepared(directory: str) -> bool:
+def has_fitted(directory: str) -> bool:
     """Whether a run's data have been scanned to the end."""
     return exists(join(directory, COLUMNS))
 
 
-def load_prepared(directory: str) -> Prepared:
-    """What `save_prepared` stored."""
+def load_fitted(directory: str) -> FittedData:
+    """What `save_fitted` stored."""
     where = join(directory, COLUMNS)
     description = json.loads(read_bytes(where))
-    return Prepared(
+    return FittedData(
         build(FittedColumns, description["columns"], where=where),
         build(FittedLabel, description["label"], where=where),
         _read_index(join(directory, TRAIN_INDEX)),
         _read_index(join(directory, VALIDATION_INDEX)) if description["validation"] else None,
         description.get("report", {}),
-        DataReport.from_plain(description["rows"]) if "rows" in description else DataReport(),
+        RowCounts.from_plain(description["rows"]) if "rows" in description else RowCounts(),
     )
 
 

@@ -17,7 +17,7 @@ from model.batches.arrow_transport import to_arrow
 from model.batches.encode import encode_rows
 from model.batches.encoded_rows import EncodedRows
 from model.batches.plan import DataIndex
-from model.batches.reorder import gather
+from model.batches.reorder import take_across
 from model.errors import DataError, to_plain
 from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
@@ -98,7 +98,7 @@ class RowReader:
             for fragment, start, first, end in zip(request.fragments, request.starts, firsts, ends, strict=True)
         ]
         # Encoded before they are joined: files may hold a column as different types.
-        return gather(parts, np.searchsorted(rows, request.rows))
+        return take_across(parts, np.searchsorted(rows, request.rows))
 
     def _encoded(self, fragment: Fragment, start: int, rows: np.ndarray) -> EncodedRows:
         """Rows of one fragment, whose row 0 has the number `start`."""

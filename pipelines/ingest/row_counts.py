@@ -17,7 +17,7 @@ MOST_TOLD = 10  # reasons; the others are in the report
 
 
 @dataclass(frozen=True)
-class DataReport:
+class RowCounts:
     """Counts of rows: `rows` = `used` + `filtered` + `bad`.
 
     `excluded_files` were left out unread, by their paths; nobody knows how many rows they hold.
@@ -31,7 +31,7 @@ class DataReport:
     reasons: tuple[Reason, ...] = ()
 
     @classmethod
-    def of(cls, found: Sequence[Found], scans: Sequence[FragmentScan]) -> DataReport:
+    def of(cls, found: Sequence[Found], scans: Sequence[FragmentScan]) -> RowCounts:
         """The report of what was found and scanned."""
         scanned = sum(len(scan.lengths) for scan in scans)
         used = sum(len(scan.lengths) if scan.used is None else int(scan.used.sum()) for scan in scans)
@@ -51,7 +51,7 @@ class DataReport:
         return asdict(self)
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> DataReport:
+    def from_plain(cls, plain: Mapping[str, Any]) -> RowCounts:
         """What `to_plain` described."""
         return cls(**{**plain, "reasons": tuple(Reason(**reason) for reason in plain["reasons"])})
 

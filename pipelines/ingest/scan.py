@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
-from model.features.ordered_merge import InOrder
+from model.features.ordered_merge import OrderedMerge
 from model.scan.declared_vocabularies import with_file_keys
 from model.scan.fit import fit_merged, index_of, split_index
 from model.scan.fit_report import report_of
@@ -22,21 +22,21 @@ from model.scan.split_comparison import Comparison
 from model.storage import join, remove_tree, search_root
 from model.tables.fragments import Fragment
 from model.tables.parquet import find
-from model.tables.schema_agreement import Agreement
+from model.tables.schema_agreement import SchemaAgreement
 from pipelines.config import RunConfig
-from pipelines.ingest.fitted_data import QUARANTINE, Prepared
+from pipelines.ingest.fitted_data import QUARANTINE, FittedData
 from pipelines.ingest.read_task import FEW_FRAGMENTS
-from pipelines.ingest.row_counts import DataReport
+from pipelines.ingest.row_counts import RowCounts
 from pipelines.ingest.scan_task import ScanTask
 from pipelines.tasks.map import fragments_a_task, over_numbers
-from pipelines.tasks.task import Numbered
+from pipelines.tasks.task import NumberedTask
 
 SMALL_BYTES = 16 * 2**20  # of decompressed columns that are scanned in less time than Ray Data takes to start
 Progress = Callable[[int, int], None]
 _log = logging.getLogger("dynamic_rnn")
 
 
-def prepare_run(config: RunConfig, progress: Progress | None = None) -> Prepared:
+def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
     """Scans the data of a run. DataError names file, row and column of what is wrong."""
     names = read_columns(config.model)
     splits = config.data.validation is None and config.data.validation_fraction > 0
@@ -44,19 +44,19 @@ def prepare_run(config: RunConfig, progress: Progress | None = None) -> Prepared
         names.append(config.data.key)
     optional, where = optional_columns(config.model), config.data.where
     paths = [path for path in (config.data.train, config.data.validation) if path is not None]
-    agreement = Agreement()
+    agreement = SchemaAgreement()
     found = [find(path, names, optional=optional, where=where, agreement=agreement) for path in paths]
     model = with_file_keys(config.model, agreement.types)
     fragments, other = found[0].fragments, found[1].fragments if len(found) > 1 else []
     split = _split_by(config, fragments) if splits else None
     remove_tree(join(config.directory, QUARANTINE))  # what an earlier scan has left
-    order = InOrder()
+    order = OrderedMerge()
     compared = Comparison(model, order, len(fragments), config.data.validation)
     task = scan_task(fragments + other, config, model, split)
     nbytes, count = sum(each.nbytes for each in found), len(task.fragments)
     here = nbytes <= SMALL_BYTES and count <= FEW_FRAGMENTS
     scans = collected(scanned_here(task) if here else scanned(task, nbytes), count, order, compared, progress)
-    rows = _told(config, DataReport.of(found, scans))
+    rows = _report_bad_rows(config, RowCounts.of(found, scans))
     columns, label = fit_merged(config.model, order.total)
     for line in compared.lines(label):
         _log.warning(line)
@@ -65,7 +65,7 @@ def prepare_run(config: RunConfig, progress: Progress | None = None) -> Prepared
     if split is not None:
         index, validation = split_index(index, scans)
     report = report_of(columns, label, order.total)
-    return _checked(config, Prepared(columns, label, index, validation, report, rows))
+    return _checked(config, FittedData(columns, label, index, validation, report, rows))
 
 
 def _split_by(config: RunConfig, fragments: Sequence[Fragment]) -> SplitBy:
@@ -73,7 +73,7 @@ def _split_by(config: RunConfig, fragments: Sequence[Fragment]) -> SplitBy:
     return SplitBy(fraction=config.data.validation_fraction, key=config.data.key, root=root)
 
 
-def _told(config: RunConfig, rows: DataReport) -> DataReport:
+def _report_bad_rows(config: RunConfig, rows: RowCounts) -> RowCounts:
     """Says which rows are bad; DataError where no row is left."""
     for line in rows.lines(join(config.directory, QUARANTINE)):
         _log.warning(line)
@@ -85,7 +85,7 @@ def _told(config: RunConfig, rows: DataReport) -> DataReport:
     return rows
 
 
-def _checked(config: RunConfig, prepared: Prepared) -> Prepared:
+def _checked(config: RunConfig, prepared: FittedData) -> FittedData:
     if not prepared.train.rows or not prepared.train.steps:
         raise DataError(
             f"training needs at least one row with a step, but {prepared.train.rows} rows with "
@@ -111,7 +111,7 @@ def scan_task(fragments: Sequence[Fragment], config: RunConfig, model: ModelConf
 def scanned(task: ScanTask, nbytes: int) -> Iterator[tuple[int, FragmentScan]]:
     """(number, scan) of all fragments, of `nbytes` in all, as they come from Ray Data's tasks."""
     count = len(task.fragments)
-    for number, plain in over_numbers(Numbered(task), range(count), each=fragments_a_task(count, nbytes)):
+    for number, plain in over_numbers(NumberedTask(task), range(count), each=fragments_a_task(count, nbytes)):
         yield number, FragmentScan.from_plain(plain)
 
 
@@ -124,7 +124,7 @@ def scanned_here(task: ScanTask) -> Iterator[tuple[int, FragmentScan]]:
 def collected(
     scans: Iterator[tuple[int, FragmentScan]],
     count: int,
-    order: InOrder,
+    order: OrderedMerge,
     compared: Comparison,
     progress: Progress | None = None,
 ) -> list[FragmentScan]:

@@ -23,7 +23,7 @@ from pipelines.inspect.proposal import Proposal, propose
 from pipelines.inspect.roles import Choice, choose_look, configured_look, configured_roles, roles_of
 from pipelines.inspect.survey import Merger, Survey, survey_of
 from pipelines.tasks.map import fragments_a_task, over_numbers
-from pipelines.tasks.task import Numbered
+from pipelines.tasks.task import NumberedTask
 
 PEEKED = 16  # row groups of another peek, where the first found damaged ones alone
 
@@ -127,6 +127,6 @@ def _refuse_nothing(merger: Merger) -> None:
 
 def profiles(fragments: Sequence[Fragment], look: Look, each: int = 1) -> Iterator[FragmentProfile]:
     """The profiles of all fragments, in order, by tasks that take some each."""
-    task = Numbered(ProfileTask(tuple(fragments), look))
+    task = NumberedTask(ProfileTask(tuple(fragments), look))
     for _, plain in over_numbers(task, range(len(fragments)), each=each):
         yield FragmentProfile.from_plain(plain)

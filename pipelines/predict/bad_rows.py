@@ -16,7 +16,7 @@ from model.errors import DataError, DecodeError
 from model.scan.bad_rows import Reason
 from model.storage import exists, join, list_names, remove_file, resolve
 from model.tables.parquet import is_stored, read_footer
-from model.tables.slices import Block
+from model.tables.slices import SlicedRowGroup
 from pipelines.quarantine import COLUMN, FILE, REASON, ROW, ROWS, quarantined, quarantined_group, write_quarantine
 
 OnBadRows = Literal["error", "skip"]
@@ -24,13 +24,13 @@ QUARANTINE = "_quarantine"  # in the output's directory; hidden from readers of 
 
 
 @dataclass(frozen=True)
-class SettingAside:
+class BadRowPolicy:
     """What to do with bad rows and damaged row groups: raise, or write into `directory` what there is of them."""
 
     on_bad_rows: OnBadRows
     directory: str
 
-    def __call__(self, table: pa.Table, errors: Mapping[int, DataError], block: Block, number: int) -> None:
+    def __call__(self, table: pa.Table, errors: Mapping[int, DataError], block: SlicedRowGroup, number: int) -> None:
         """Takes the bad rows of slice `number`, which is `table`; `errors` by row of it.
 
         What is wrong with a whole column or file is no matter of rows, and is raised in any case.
@@ -47,12 +47,12 @@ class SettingAside:
         rows = quarantined(table, errors, file=block.fragment.file, first_row=block.row_in_file(number))
         write_quarantine(self.directory, block.slice_name(number), rows)
 
-    def begin(self, block: Block) -> None:
+    def begin(self, block: SlicedRowGroup) -> None:
         """Forgets that an earlier, stopped run found the block damaged: its file may have been restored since."""
         if self.on_bad_rows == "skip":
             remove_file(join(self.directory, block.name))
 
-    def damaged(self, block: Block, error: DecodeError) -> None:
+    def damaged(self, block: SlicedRowGroup, error: DecodeError) -> None:
         """Takes a block that cannot be decoded, as a whole: what slices before the damage have brought is forgotten.
 
         Where its bytes cannot be fetched, they may be tomorrow: that is raised in any case.
@@ -63,7 +63,7 @@ class SettingAside:
             remove_file(join(self.directory, block.slice_name(number)))
         write_quarantine(self.directory, block.name, quarantined_group(error, block.fragment.rows))
 
-    def is_damaged(self, block: Block) -> bool:
+    def is_damaged(self, block: SlicedRowGroup) -> bool:
         """Whether the block was found to be damaged, and taken."""
         return self.on_bad_rows == "skip" and exists(join(self.directory, block.name))
 

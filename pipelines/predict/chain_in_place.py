@@ -20,9 +20,9 @@ from model.errors import DecodeError
 from model.storage import exists, join
 from model.storage.atomic import parquet_output
 from model.tables.arrow_lists import Array, plain
-from model.tables.slices import Block, empty_slices, read_slices
+from model.tables.slices import SlicedRowGroup, empty_slices, read_slices
 from pipelines.predict.chain_index import KEY, Entities, Index
-from pipelines.predict.chain_locality import Occurrences, keys_file
+from pipelines.predict.chain_locality import KeySpans, keys_file
 from pipelines.predict.chain_score import (
     ChainModel,
     States,
@@ -34,7 +34,7 @@ from pipelines.predict.chain_score import (
     write_states,
 )
 from pipelines.predict.chain_shuffle import keyed_rows, row_columns
-from pipelines.predict.entity_keys import hashes_of, names_of
+from pipelines.predict.entity_keys import hashes_of, key_bytes
 from pipelines.predict.prediction import Chain, Prediction
 from pipelines.predict.shuffle_files import read_batch, write_partitions
 
@@ -44,7 +44,7 @@ def given_file(prediction: Prediction, partition: int) -> str:
     return join(prediction.work, f"given-{partition:05d}.arrow")
 
 
-class GivenTask:
+class RouteStatesTask:
     """Parts the initial states of a partition by the slices that begin with them; writes those that none needs."""
 
     def __init__(self, prediction: Prediction) -> None:
@@ -58,7 +58,7 @@ class GivenTask:
             return partition
         initial, state = initial_states(self.prediction, partition)
         Entities.of(initial, Index.of([], (), self.chain.keys))  # refuses a key that has two states
-        begin_E = self._begin(partition, names_of(initial.keys))
+        begin_E = self._begin(partition, key_bytes(initial.keys))
         kept = np.flatnonzero(begin_E < 0)
         keys = {name: array.take(pa.array(kept)) for name, array in initial.keys.items()}
         write_states(self.prediction, untouched, keys, tuple(part[kept] for part in state))
@@ -73,13 +73,13 @@ class GivenTask:
     def _begin(self, partition: int, names: Array) -> np.ndarray:
         """The slice where the rows of each key begin; −1 where it has none."""
         blocks = self.prediction.blocks
-        rows = Occurrences.of_tables([read_batch(keys_file(self.prediction, block), partition) for block in blocks])
+        rows = KeySpans.of_tables([read_batch(keys_file(self.prediction, block), partition) for block in blocks])
         places = rows.places(hashes_of(names))
         return np.where(places < 0, -1, np.append(rows.first, -1)[places])
 
 
 @dataclass(frozen=True)
-class Held:
+class OpenStates:
     """Keys, each once, with the states that they go on from."""
 
     keys: dict[str, Array]
@@ -88,31 +88,31 @@ class Held:
     def __len__(self) -> int:
         return len(next(iter(self.keys.values())))
 
-    def take(self, places: np.ndarray) -> Held:
+    def take(self, places: np.ndarray) -> OpenStates:
         """Those at these places."""
         keys = {name: array.take(pa.array(places)) for name, array in self.keys.items()}
-        return Held(keys, tuple(part[places] for part in self.state))
+        return OpenStates(keys, tuple(part[places] for part in self.state))
 
-    def and_those(self, other: Held) -> Held:
+    def and_those(self, other: OpenStates) -> OpenStates:
         """These and then the others, which are not among them."""
         keys = {name: pa.concat_arrays([array, other.keys[name]]) for name, array in self.keys.items()}
         states = zip(self.state, other.state, strict=True)
-        return Held(keys, tuple(np.concatenate(pair) for pair in states))
+        return OpenStates(keys, tuple(np.concatenate(pair) for pair in states))
 
-    def with_new(self, keys_R: dict[str, Array]) -> tuple[Held, np.ndarray]:
+    def with_new(self, keys_R: dict[str, Array]) -> tuple[OpenStates, np.ndarray]:
         """These, then the other keys of some rows, which begin at zero; and where each row's key stands among them."""
-        names = pa.concat_arrays([names_of(self.keys), names_of(keys_R)]).dictionary_encode()
+        names = pa.concat_arrays([key_bytes(self.keys), key_bytes(keys_R)]).dictionary_encode()
         entity_R = names.indices.to_numpy().astype(np.int64)[len(self) :]
         _, first = np.unique(entity_R, return_index=True)
         new = pa.array(first[entity_R[first] >= len(self)])
         keys = {name: pa.concat_arrays([array, keys_R[name].take(new)]) for name, array in self.keys.items()}
-        return Held(keys, longer(self.state, len(names.dictionary))), entity_R
+        return OpenStates(keys, longer(self.state, len(names.dictionary))), entity_R
 
 
-class LocalScorer(ChainModel):
+class InPlaceScorer(ChainModel):
     """Scores a block, writes its output file and the final states of its keys."""
 
-    def __call__(self, item: tuple[int, Block]) -> int:
+    def __call__(self, item: tuple[int, SlicedRowGroup]) -> int:
         number, block = item
         states, output = self.chain.states_file(number), join(self.prediction.output, block.name)
         if exists(states) and (self.chain.states_only or exists(output)):
@@ -126,7 +126,7 @@ class LocalScorer(ChainModel):
             self._write(block, states, output, empty_slices(block, columns))
         return number
 
-    def _write(self, block: Block, states: str, output: str, slices: Iterator[tuple[int, pa.Table]]) -> None:
+    def _write(self, block: SlicedRowGroup, states: str, output: str, slices: Iterator[tuple[int, pa.Table]]) -> None:
         with ExitStack() as stack:
             finals = stack.enter_context(parquet_output(states, self.prediction.metadata))
             rows = None
@@ -137,12 +137,14 @@ class LocalScorer(ChainModel):
                 if rows is not None:
                     rows.write(results)
 
-    def _scored(self, block: Block, slices: Iterator[tuple[int, pa.Table]]) -> Iterator[tuple[pa.Table, Held]]:
+    def _scored(
+        self, block: SlicedRowGroup, slices: Iterator[tuple[int, pa.Table]]
+    ) -> Iterator[tuple[pa.Table, OpenStates]]:
         """(results, keys that end with them and their states) of each slice."""
         last = self._occurrences(block)
         schema = pa.schema([*self.prediction.predicted, *self.prediction.state_spec.arrow_fields()])
         types, spec = self.chain.keys, self.prediction.state_spec
-        held = Held({name: pa.array([], kind) for name, kind in types.items()}, spec.zeros(0))
+        held = OpenStates({name: pa.array([], kind) for name, kind in types.items()}, spec.zeros(0))
         for number, table in slices:
             rows, keys_R = keyed_rows(self.prediction, table, block, number)
             if self.chain.state_blocks:
@@ -155,23 +157,23 @@ class LocalScorer(ChainModel):
             kept = [table.column(name).take(pa.array(rows.rows_B)) for name in self.prediction.keep]
             columns = dict(zip(self.prediction.keep, kept, strict=True))
             columns |= dict(zip(results.column_names, results.cast(schema).columns, strict=True))
-            places = last.places(hashes_of(names_of(held.keys)))
+            places = last.places(hashes_of(key_bytes(held.keys)))
             ends = np.append(last.last, -1)[places] <= number
             yield pa.table(columns), held.take(np.flatnonzero(ends))
             held = held.take(np.flatnonzero(~ends))
         assert not len(held), "every key ends with a slice"
 
-    def _occurrences(self, block: Block) -> Occurrences:
+    def _occurrences(self, block: SlicedRowGroup) -> KeySpans:
         path = keys_file(self.prediction, block)
-        return Occurrences.of_tables([read_batch(path, partition) for partition in range(self.chain.partitions)])
+        return KeySpans.of_tables([read_batch(path, partition) for partition in range(self.chain.partitions)])
 
-    def _given(self, number: int) -> Held:
+    def _given(self, number: int) -> OpenStates:
         """The initial states of the keys whose rows begin in a slice."""
         spec, partitions = self.prediction.state_spec, range(self.chain.partitions)
         table = pa.concat_tables(read_batch(given_file(self.prediction, part), number) for part in partitions)
         state = spec.from_arrow(table.select(spec.names))
         assert state is not None, "initial states have all components"
-        return Held({name: plain(table.column(f"{KEY}{name}")) for name in self.chain.keys}, state)
+        return OpenStates({name: plain(table.column(f"{KEY}{name}")) for name in self.chain.keys}, state)
 
 
 def _rounds(entity_R: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from model.errors import DataError
 from model.tables.arrow_lists import Array, plain
-from model.tables.slices import Block
-from pipelines.predict.entity_keys import KeyTypes, names_of, shown
+from model.tables.slices import SlicedRowGroup
+from pipelines.predict.entity_keys import KeyTypes, key_bytes, key_text
 from pipelines.predict.prediction import ORDER, block_of
 
 ROW = "row"  # a row's place in its slice
@@ -28,7 +28,7 @@ class Index:
     `blocks` are what the slices belong to.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[SlicedRowGroup, ...]
     slice_R: np.ndarray
     place_R: np.ndarray
     row_R: np.ndarray
@@ -36,16 +36,16 @@ class Index:
     keys: dict[str, Array]
 
     @classmethod
-    def of(cls, tables: Sequence[tuple[int, pa.Table]], blocks: tuple[Block, ...], types: KeyTypes) -> Index:
+    def of(cls, tables: Sequence[tuple[int, pa.Table]], blocks: tuple[SlicedRowGroup, ...], types: KeyTypes) -> Index:
         """Of the batches of one partition, each with the number of its slice."""
         batches = [table for _, table in tables]
         rows = [table.num_rows for table in batches]
         return cls(
             blocks=blocks,
             slice_R=np.repeat([number for number, _ in tables], rows).astype(np.int64),
-            place_R=joined([np.arange(count) for count in rows]),
-            row_R=joined([table.column(ROW).to_numpy() for table in batches]),
-            order_R=joined([_order(table) for table in batches]),
+            place_R=concatenated([np.arange(count) for count in rows]),
+            row_R=concatenated([table.column(ROW).to_numpy() for table in batches]),
+            order_R=concatenated([_order(table) for table in batches]),
             keys={name: _key(batches, name, kind) for name, kind in types.items()},
         )
 
@@ -59,7 +59,7 @@ class Index:
         return block.fragment.file, block.row_in_file(number, int(self.row_R[row]))
 
 
-def joined(parts: list[np.ndarray]) -> np.ndarray:
+def concatenated(parts: list[np.ndarray]) -> np.ndarray:
     """Whole numbers of all parts, of which there may be none."""
     return np.concatenate([np.zeros(0, np.int64), *parts])
 
@@ -88,7 +88,7 @@ class Entities:
     @classmethod
     def of(cls, initial: Index, rows: Index) -> Entities:
         """From the indexes of initial states and data. DataError where a key has two initial states."""
-        names = pa.concat_arrays([names_of(initial.keys), names_of(rows.keys)]).dictionary_encode()
+        names = pa.concat_arrays([key_bytes(initial.keys), key_bytes(rows.keys)]).dictionary_encode()
         entities = names.indices.to_numpy().astype(np.int64)
         _refuse_duplicates(initial, entities[: len(initial)])
         entity_R = entities[len(initial) :]
@@ -109,8 +109,8 @@ def _refuse_duplicates(initial: Index, entities: np.ndarray) -> None:
     before_file, before_row = initial.place(int(np.argmax(entities == entities[again])))
     file, row = initial.place(again)
     raise DataError(
-        f"a key must have one state, but {shown(initial.keys, again)} has another in {before_file}, row {before_row}; "
-        f"keep one of them",
+        f"a key must have one state, but {key_text(initial.keys, again)} has another in {before_file}, row "
+        f"{before_row}; keep one of them",
         file=file,
         row=row,
     )
@@ -142,7 +142,7 @@ def refuse_ties(index: Index, entity_R: np.ndarray) -> None:
     before, again = int(sorted_R[ties[0]]), int(sorted_R[ties[0] + 1])
     (before_file, before_row), (file, row) = index.place(before), index.place(again)
     raise DataError(
-        f"rows of one key must differ in it, but {shown(index.keys, again)} has {index.order_R[again]} in "
+        f"rows of one key must differ in it, but {key_text(index.keys, again)} has {index.order_R[again]} in "
         f"{before_file}, row {before_row}, too",
         file=file,
         row=row,

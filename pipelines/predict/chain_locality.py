@@ -18,9 +18,9 @@ import pyarrow as pa
 from model.errors import DecodeError
 from model.storage import exists, join
 from model.tables import compute as pc
-from model.tables.slices import Block, read_slices
-from pipelines.predict.chain_index import joined
-from pipelines.predict.entity_keys import hashes_of, key_columns, names_of, partitions_of
+from model.tables.slices import SlicedRowGroup, read_slices
+from pipelines.predict.chain_index import concatenated
+from pipelines.predict.entity_keys import hashes_of, key_bytes, key_columns, partitions_of
 from pipelines.predict.prediction import ORDER, Chain, Prediction
 from pipelines.predict.shuffle_files import metadata_of, read_batch, write_partitions
 
@@ -30,13 +30,13 @@ OPEN, ORDERED = b"open", b"ordered"  # in the metadata of a block's keys
 HASH, FIRST, LAST = "hash", "first", "last"
 
 
-def keys_file(prediction: Prediction, block: Block) -> str:
+def keys_file(prediction: Prediction, block: SlicedRowGroup) -> str:
     """Where the keys of a block lie, parted by their hashes."""
     return join(prediction.work, f"keys-{block.first_slice:06d}.arrow")
 
 
 @dataclass(frozen=True)
-class Occurrences:
+class KeySpans:
     """The distinct hashes of keys, sorted, and the numbers of the slices where their rows begin and end."""
 
     hashes: np.ndarray
@@ -44,7 +44,7 @@ class Occurrences:
     last: np.ndarray
 
     @classmethod
-    def of(cls, hash_R: np.ndarray, slice_R: np.ndarray) -> Occurrences:
+    def of(cls, hash_R: np.ndarray, slice_R: np.ndarray) -> KeySpans:
         """Of rows in their order."""
         order = np.argsort(hash_R, kind="stable")
         hashes, starts = np.unique(hash_R[order], return_index=True)
@@ -52,8 +52,8 @@ class Occurrences:
         return cls(hashes, slice_R[order][starts], slice_R[order][ends])
 
     @classmethod
-    def of_tables(cls, tables: list[pa.Table]) -> Occurrences:
-        """Of what `KeyTask` wrote, where no hash occurs twice."""
+    def of_tables(cls, tables: list[pa.Table]) -> KeySpans:
+        """Of what `LocateKeysTask` wrote, where no hash occurs twice."""
         hashes, first, last = (
             np.concatenate([table.column(name).to_numpy() for table in tables]) for name in (HASH, FIRST, LAST)
         )
@@ -81,7 +81,7 @@ class Occurrences:
         return pa.table({HASH: self.hashes, FIRST: self.first, LAST: self.last})
 
 
-class KeyTask:
+class LocateKeysTask:
     """Writes where the keys of a block occur."""
 
     def __init__(self, prediction: Prediction) -> None:
@@ -89,12 +89,12 @@ class KeyTask:
         self.prediction = prediction
         self.chain: Chain = prediction.chain
 
-    def __call__(self, block: Block) -> dict[str, int]:
+    def __call__(self, block: SlicedRowGroup) -> dict[str, int]:
         """How many keys go on beyond a slice, at most, and whether the rows of each lie in their order."""
         path = keys_file(self.prediction, block)
         if not exists(path):
             hash_R, slice_R, ordered = self._read(block)
-            found = Occurrences.of(hash_R, slice_R)
+            found = KeySpans.of(hash_R, slice_R)
             partition_B = partitions_of(found.hashes, self.chain.partitions)
             told = {OPEN: str(found.most_open()), ORDERED: str(int(ordered))}
             table = found.table().replace_schema_metadata(told)
@@ -102,14 +102,14 @@ class KeyTask:
         metadata = metadata_of(path)
         return {"open": int(metadata[OPEN]), "ordered": int(metadata[ORDERED])}
 
-    def _read(self, block: Block) -> tuple[np.ndarray, np.ndarray, bool]:
+    def _read(self, block: SlicedRowGroup) -> tuple[np.ndarray, np.ndarray, bool]:
         """The hash of the key of each row that has one, its slice, and whether the rows of each hash are in order."""
         hashes, slices, orders = [np.zeros(0, np.uint64)], [], []
         columns = [*self.chain.keys, *([ORDER] if self.chain.ordered else [])]
         try:
             for number, table in read_slices(block, columns):
                 table = table.drop_null()  # a row without key or index is bad: whoever scores says so
-                hashes.append(hashes_of(names_of(key_columns(table, self.chain.keys))))
+                hashes.append(hashes_of(key_bytes(key_columns(table, self.chain.keys))))
                 slices.append(np.full(table.num_rows, number))
                 if self.chain.ordered:
                     orders.append(pc.cast(table.column(ORDER), pa.int64()).to_numpy())
@@ -117,7 +117,7 @@ class KeyTask:
             self.prediction.setting_aside.damaged(block, error)
             hashes, slices, orders = hashes[:1], [], []
         hash_R = np.concatenate(hashes)
-        return hash_R, joined(slices), not self.chain.ordered or _rising(hash_R, joined(orders))
+        return hash_R, concatenated(slices), not self.chain.ordered or _rising(hash_R, concatenated(orders))
 
 
 def _rising(hash_R: np.ndarray, order_R: np.ndarray) -> bool:
@@ -127,7 +127,7 @@ def _rising(hash_R: np.ndarray, order_R: np.ndarray) -> bool:
     return bool((orders[1:] > orders[:-1])[hashes[1:] == hashes[:-1]].all())
 
 
-class MeetTask:
+class KeysOverlapTask:
     """Whether a partition has a hash that is in two blocks."""
 
     def __init__(self, prediction: Prediction) -> None:

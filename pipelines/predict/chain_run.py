@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 
 from model.storage import exists, remove_tree
 from model.storage.atomic import remove_partial
-from model.tables.slices import Block
-from pipelines.predict.chain_in_place import GivenTask, LocalScorer
-from pipelines.predict.chain_locality import MOST_LOCAL_ROWS, OPEN_BYTES, KeyTask, MeetTask
+from model.tables.slices import SlicedRowGroup
+from pipelines.predict.chain_in_place import InPlaceScorer, RouteStatesTask
+from pipelines.predict.chain_locality import MOST_LOCAL_ROWS, OPEN_BYTES, KeysOverlapTask, LocateKeysTask
 from pipelines.predict.chain_score import ChainScorer
 from pipelines.predict.chain_shuffle import AssembleTask, SplitTask
-from pipelines.predict.output_claim import note, noted
-from pipelines.predict.passes import Passes, Progress
+from pipelines.predict.output_claim import read_note, write_note
+from pipelines.predict.passes import CountedPasses, Progress
 from pipelines.predict.prediction import Chain, Prediction
 
 WAY = "way of chaining"  # noted beside the claim: a run that goes on takes the same
@@ -26,13 +26,17 @@ MOVE = "rows are brought to those of their key: "
 
 
 def run_chain(
-    prediction: Prediction, chain: Chain, todo: Sequence[Block], progress: Progress | None, tell: Callable[[str], None]
+    prediction: Prediction,
+    chain: Chain,
+    todo: Sequence[SlicedRowGroup],
+    progress: Progress | None,
+    tell: Callable[[str], None],
 ) -> None:
     """Writes what is not there: the output files of `todo`, and the states. `tell` hears which way is taken and why."""
     if not todo and (files := states_files(prediction, chain)) and all(map(exists, files)):
         return
     remove_partial(prediction.work)
-    passes = Passes(progress, total=_items(prediction, chain, todo))
+    passes = CountedPasses(progress, total=_items(prediction, chain, todo))
     if _stay(prediction, chain, passes, tell):
         passes.total = passes.done + len(prediction.blocks)
         passes.total += len(chain.state_blocks) + chain.partitions if chain.state_blocks else 0
@@ -45,7 +49,7 @@ def run_chain(
 
 def states_files(prediction: Prediction, chain: Chain) -> list[str]:
     """The files of final states; none as long as the way is not known."""
-    way = noted(chain.states, WAY)
+    way = read_note(chain.states, WAY)
     if way is None:
         return []
     if way != LOCAL:
@@ -57,20 +61,20 @@ def states_files(prediction: Prediction, chain: Chain) -> list[str]:
     ]
 
 
-def _items(prediction: Prediction, chain: Chain, todo: Sequence[Block], *, keys: bool = True) -> int:
+def _items(prediction: Prediction, chain: Chain, todo: Sequence[SlicedRowGroup], *, keys: bool = True) -> int:
     """Of the way that has more of them."""
     items = len(prediction.blocks) + len(chain.state_blocks) + chain.partitions + len(todo)
     return items + len(prediction.blocks) + chain.partitions if keys else items
 
 
-def _run_local(prediction: Prediction, chain: Chain, passes: Passes) -> None:
+def _run_local(prediction: Prediction, chain: Chain, passes: CountedPasses) -> None:
     if chain.state_blocks:
         passes.run(SplitTask, (prediction,), [(True, block) for block in chain.state_blocks], scoring=False)
-        passes.run(GivenTask, (prediction,), range(chain.partitions), scoring=False)
-    passes.run(LocalScorer, (prediction,), list(enumerate(prediction.blocks)))
+        passes.run(RouteStatesTask, (prediction,), range(chain.partitions), scoring=False)
+    passes.run(InPlaceScorer, (prediction,), list(enumerate(prediction.blocks)))
 
 
-def _run_shuffled(prediction: Prediction, chain: Chain, todo: Sequence[Block], passes: Passes) -> None:
+def _run_shuffled(prediction: Prediction, chain: Chain, todo: Sequence[SlicedRowGroup], passes: CountedPasses) -> None:
     """Rows to those of their key, keys from state to state, results back to where rows were."""
     parts = [(False, block) for block in prediction.blocks] + [(True, block) for block in chain.state_blocks]
     passes.run(SplitTask, (prediction,), parts, scoring=False)
@@ -78,29 +82,31 @@ def _run_shuffled(prediction: Prediction, chain: Chain, todo: Sequence[Block], p
     passes.run(AssembleTask, (prediction,), todo, scoring=False)
 
 
-def _stay(prediction: Prediction, chain: Chain, passes: Passes, tell: Callable[[str], None]) -> bool:
+def _stay(prediction: Prediction, chain: Chain, passes: CountedPasses, tell: Callable[[str], None]) -> bool:
     """Whether rows stay in their blocks: as noted by a run that was stopped, or as the keys tell."""
-    way = noted(chain.states, WAY)
+    way = read_note(chain.states, WAY)
     if way is None:
         why = why_move(prediction, chain, passes)
         way = LOCAL if why is None else SHUFFLED
         tell(STAY if why is None else MOVE + why)
-        note(chain.states, {WAY: way})
+        write_note(chain.states, {WAY: way})
     elif way == LOCAL:
-        passes.run(KeyTask, (prediction,), prediction.blocks, scoring=False)
+        passes.run(LocateKeysTask, (prediction,), prediction.blocks, scoring=False)
     return bool(way == LOCAL)
 
 
-def why_move(prediction: Prediction, chain: Chain, passes: Passes) -> str | None:
+def why_move(prediction: Prediction, chain: Chain, passes: CountedPasses) -> str | None:
     """What keeps rows from staying where they are; None where nothing does."""
     if any(block.fragment.rows > MOST_LOCAL_ROWS for block in prediction.blocks):
         return f"a row group has more than {MOST_LOCAL_ROWS} rows"
-    keys = passes.run(KeyTask, (prediction,), prediction.blocks, scoring=False)
+    keys = passes.run(LocateKeysTask, (prediction,), prediction.blocks, scoring=False)
     if not all(each["ordered"] for each in keys):
         return "those of a key do not lie in the order of their sequence_index"
     state_bytes = 4 * sum(component.numel for component in prediction.state_spec.components)
     if max(each["open"] for each in keys) * state_bytes > OPEN_BYTES:
         return "those of too many keys lie far apart in their row group"
-    if len(prediction.blocks) > 1 and any(passes.run(MeetTask, (prediction,), range(chain.partitions), scoring=False)):
+    if len(prediction.blocks) > 1 and any(
+        passes.run(KeysOverlapTask, (prediction,), range(chain.partitions), scoring=False)
+    ):
         return "a key has rows in more than one row group"
     return None

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from model.batches import arrow_transport as row_transport
+from model.batches import arrow_transport
 from model.batches.encoded_rows import EncodedRows, concat
 from model.registry import import_plugins
 from model.storage import exists, write_bytes
 from model.storage.atomic import parquet_output
 from model.tables.arrow_lists import Array
-from model.tables.slices import Block
+from model.tables.slices import SlicedRowGroup
 from pipelines.predict.chain_index import KEY, ROW, Entities, Index, refuse_ties, rounds
 from pipelines.predict.chain_shuffle import initial_file, result_schema, rows_file, scored_file, scored_marker
 from pipelines.predict.prediction import ORDER, Chain, Prediction
@@ -102,7 +102,7 @@ class ChainScorer(ChainModel):
             places = index.place_R[rows_N[by_slice[slices == number]]]
             batch = read_batch(rows_file(self.prediction, int(number)), partition)
             encoded = [name for name in batch.column_names if name != ORDER and not name.startswith(KEY)]
-            parts.append(row_transport.from_arrow(batch.select(encoded).take(pa.array(places))))
+            parts.append(arrow_transport.from_arrow(batch.select(encoded).take(pa.array(places))))
         return concat(parts).take(np.argsort(by_slice))
 
     def _write_results(self, partition: int, results: Iterator[tuple[int, pa.Table]]) -> None:
@@ -160,7 +160,7 @@ def write_states(prediction: Prediction, path: str, keys: Mapping[str, Array], s
             output.write(with_states(table.slice(start, STATE_ROWS), prediction, part))
 
 
-def slices_of(blocks: Sequence[Block]) -> range:
+def slices_of(blocks: Sequence[SlicedRowGroup]) -> range:
     """The numbers of the slices of all blocks."""
     return range(blocks[-1].first_slice + blocks[-1].slices if blocks else 0)
 

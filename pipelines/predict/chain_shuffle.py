@@ -16,18 +16,18 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from model.batches import arrow_transport as row_transport
+from model.batches import arrow_transport
 from model.batches.encode import encode_rows
-from model.batches.encode_valid import encode_good_rows
+from model.batches.encode_valid import encode_valid
 from model.batches.encoded_rows import EncodedRows
 from model.errors import DataError, DecodeError
 from model.registry import import_plugins
 from model.storage import exists, join, read_bytes
 from model.storage.atomic import parquet_output
 from model.tables.arrow_lists import Array
-from model.tables.slices import Block, empty_slices, read_slices
+from model.tables.slices import SlicedRowGroup, empty_slices, read_slices
 from pipelines.predict.chain_index import KEY, ROW
-from pipelines.predict.entity_keys import hashes_of, key_columns, names_of, partitions_of, without_key
+from pipelines.predict.entity_keys import hashes_of, key_bytes, key_columns, partitions_of, without_key
 from pipelines.predict.prediction import ORDER, Chain, Prediction
 from pipelines.predict.shuffle_files import metadata_of, read_batch, write_partitions
 
@@ -68,7 +68,7 @@ class SplitTask:
         self.prediction = prediction
         self.chain: Chain = prediction.chain
 
-    def __call__(self, item: tuple[bool, Block]) -> int:
+    def __call__(self, item: tuple[bool, SlicedRowGroup]) -> int:
         initial, block = item
         name = initial_file if initial else rows_file
         paths = [name(self.prediction, block.first_slice + slice_) for slice_ in range(block.slices)]
@@ -77,14 +77,14 @@ class SplitTask:
             split(block, paths)
         return block.fragment.rows
 
-    def _split_states(self, block: Block, paths: Sequence[str]) -> None:
+    def _split_states(self, block: SlicedRowGroup, paths: Sequence[str]) -> None:
         """A damaged row group ends it: a key whose state is lost would begin anew, and nobody would see it."""
         columns = [*self.chain.keys, *self.prediction.state_spec.names]
         for (number, table), path in zip(read_slices(block, columns), paths, strict=True):
             if not exists(path):
                 self._part_states(table, block, number, path)
 
-    def _split_rows(self, block: Block, paths: Sequence[str]) -> None:
+    def _split_rows(self, block: SlicedRowGroup, paths: Sequence[str]) -> None:
         columns = row_columns(self.prediction)
         self.prediction.setting_aside.begin(block)
         try:
@@ -96,18 +96,18 @@ class SplitTask:
             for (number, table), path in zip(empty_slices(block, columns), paths, strict=True):
                 self._part_rows(table, block, number, path)  # in order: the last is there when all are
 
-    def _part_rows(self, table: pa.Table, block: Block, number: int, path: str) -> None:
+    def _part_rows(self, table: pa.Table, block: SlicedRowGroup, number: int, path: str) -> None:
         rows, keys = keyed_rows(self.prediction, table, block, number)
-        encoded = row_transport.to_arrow(rows)
+        encoded = arrow_transport.to_arrow(rows)
         for name, array in keys.items():
             encoded = encoded.append_column(f"{KEY}{name}", array)
         if self.chain.ordered:
             encoded = encoded.append_column(ORDER, table.column(ORDER).take(pa.array(rows.rows_B)).cast(pa.int64()))
         encoded = encoded.replace_schema_metadata({**encoded.schema.metadata, GOOD: str(len(rows))})
-        partition_B = partitions_of(hashes_of(names_of(keys)), self.chain.partitions)
+        partition_B = partitions_of(hashes_of(key_bytes(keys)), self.chain.partitions)
         write_partitions(path, encoded, partition_B, self.chain.partitions)
 
-    def _part_states(self, table: pa.Table, block: Block, number: int, path: str) -> None:
+    def _part_states(self, table: pa.Table, block: SlicedRowGroup, number: int, path: str) -> None:
         spec = self.prediction.state_spec
         keys = key_columns(table, self.chain.keys)
         try:
@@ -120,7 +120,7 @@ class SplitTask:
         columns = {f"{KEY}{name}": array for name, array in keys.items()}
         columns |= dict(zip(spec.names, spec.to_arrow(states), strict=True))
         columns[ROW] = pa.array(np.arange(table.num_rows))
-        partition_B = partitions_of(hashes_of(names_of(keys)), self.chain.partitions)
+        partition_B = partitions_of(hashes_of(key_bytes(keys)), self.chain.partitions)
         write_partitions(path, pa.table(columns), partition_B, self.chain.partitions)
 
 
@@ -133,7 +133,7 @@ def row_columns(prediction: Prediction) -> list[str]:
 
 
 def keyed_rows(
-    prediction: Prediction, table: pa.Table, block: Block, number: int
+    prediction: Prediction, table: pa.Table, block: SlicedRowGroup, number: int
 ) -> tuple[EncodedRows, dict[str, Array]]:
     """The good rows of slice `number`, each with its place in it, and their keys; the others are set aside."""
     assert prediction.chain is not None
@@ -142,7 +142,7 @@ def keyed_rows(
         return encode_rows(part, prediction.columns)
 
     keys = key_columns(table, prediction.chain.keys)
-    encoded, places, errors = encode_good_rows(table, encode)
+    encoded, places, errors = encode_valid(table, encode)
     errors |= without_key(keys) | (_without_order(table) if prediction.chain.ordered else {})
     prediction.setting_aside(table, errors, block, number)
     good = np.delete(np.arange(table.num_rows), list(errors))
@@ -165,7 +165,7 @@ class AssembleTask:
         partitions = range(prediction.chain.partitions)
         self.slices = [np.array(json.loads(read_bytes(scored_marker(prediction, part))), int) for part in partitions]
 
-    def __call__(self, block: Block) -> int:
+    def __call__(self, block: SlicedRowGroup) -> int:
         keep = self.prediction.keep
         damaged = self.prediction.setting_aside.is_damaged(block)
         slices = empty_slices(block, keep) if damaged else read_slices(block, keep)

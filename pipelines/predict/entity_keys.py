@@ -74,7 +74,7 @@ def without_key(columns: Mapping[str, Array]) -> dict[int, DataError]:
     return errors
 
 
-def names_of(columns: Mapping[str, Array]) -> Array:
+def key_bytes(columns: Mapping[str, Array]) -> Array:
     """One byte string a row, equal where all keys are equal. Several keys are joined with their lengths."""
     texts = [_bytes_of(array) for array in columns.values()]
     if len(texts) == 1:
@@ -94,7 +94,7 @@ def _bytes_of(array: Array) -> Array:
     return array.cast(pa.string()).cast(pa.binary())
 
 
-def shown(columns: Mapping[str, Array], row: int) -> str:
+def key_text(columns: Mapping[str, Array], row: int) -> str:
     """A row's key for people."""
     return ", ".join(f"{name} {array[row].as_py()!r}" for name, array in columns.items())
 

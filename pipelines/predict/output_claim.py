@@ -24,7 +24,7 @@ def digest_of(footers: Mapping[str, Footer]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_claim(directory: str, claim: Claim) -> None:
+def check_output(directory: str, claim_output: Claim) -> None:
     """ConfigError where `directory` is another prediction's, or holds Parquet files that are nobody's."""
     where = join(directory, SOURCE)
     if not exists(where):
@@ -32,7 +32,7 @@ def check_claim(directory: str, claim: Claim) -> None:
             raise ConfigError(f"{directory} holds Parquet files that no prediction wrote; name another directory")
         return
     there = _claim_in(read_bytes(where))
-    other = [name for name in claim if there.get(name, claim) != claim[name]]
+    other = [name for name in claim_output if there.get(name, claim_output) != claim_output[name]]
     if other:
         raise ConfigError(
             f"{directory} holds predictions or states made with another {', another '.join(other)}; remove it or name "
@@ -42,25 +42,25 @@ def check_claim(directory: str, claim: Claim) -> None:
 
 def _claim_in(content: bytes) -> Claim:
     try:
-        claim = json.loads(content)
+        claim_output = json.loads(content)
     except ValueError:
-        claim = None
-    return claim if isinstance(claim, dict) else {}
+        claim_output = None
+    return claim_output if isinstance(claim_output, dict) else {}
 
 
-def claim(directory: str, source: Claim) -> None:
+def claim_output(directory: str, source: Claim) -> None:
     """Makes `directory` the output of the prediction that `source` describes; what that has noted there stays."""
     make_directory(directory)
-    note(directory, source)
+    write_note(directory, source)
 
 
-def note(directory: str, facts: Claim) -> None:
+def write_note(directory: str, facts: Claim) -> None:
     """Adds to what is said of a directory."""
     facts = _said(directory) | facts
     write_bytes(join(directory, SOURCE), (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def noted(directory: str, name: str) -> Any:
+def read_note(directory: str, name: str) -> Any:
     """What is said of a directory under a name; None where nothing is."""
     return _said(directory).get(name)
 

@@ -8,7 +8,7 @@ from typing import Any
 Progress = Callable[[int, int], None]
 
 
-class Passes:
+class CountedPasses:
     """Runs passes; `progress` is told after each item how many are done of `total`."""
 
     def __init__(self, progress: Progress | None, *, total: int, done: int = 0) -> None:

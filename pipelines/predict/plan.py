@@ -17,14 +17,14 @@ from model.errors import DataError
 from model.registry import import_plugins
 from model.scan.needed_columns import optional_columns
 from model.storage import absolute, join
-from model.tables import slices as cutting
+from model.tables import slices
 from model.tables.arrow_lists import is_list
 from model.tables.parquet import find_fragments
-from model.tables.slices import Block, Footer, cut, read_footers, schemas_of
-from pipelines.predict.bad_rows import QUARANTINE, SettingAside
+from model.tables.slices import Footer, SlicedRowGroup, read_footers, schemas_of, slice_row_groups
+from pipelines.predict.bad_rows import QUARANTINE, BadRowPolicy
 from pipelines.predict.chain_locality import MOST_LOCAL_ROWS, OPEN_BYTES
 from pipelines.predict.entity_keys import key_types
-from pipelines.predict.output_claim import Claim, check_claim, digest_of
+from pipelines.predict.output_claim import Claim, check_output, digest_of
 from pipelines.predict.prediction import ORDER, Chain, Choices, Prediction
 from pipelines.predict.state_files import STATES, States, check_state_columns, find_states, refuse_states_in_data
 
@@ -52,15 +52,15 @@ def plan_prediction(bundle: str, data: str, output: str, choices: Choices) -> Pr
     keep = _kept(choices, schemas)
     check_state_columns(schemas, scorer.state_spec)
     row_bytes, step_bytes = computed_bytes(scorer)
-    blocks = cut(fragments, footers, [*inputs, *keep], row_bytes=row_bytes, step_bytes=step_bytes)
+    blocks = slice_row_groups(fragments, footers, [*inputs, *keep], row_bytes=row_bytes, step_bytes=step_bytes)
     chain, states_digest = plan_chain(choices, scorer, target, blocks, schemas) if choices.key else (None, None)
     claim = claim_of(choices, scorer, data, footers, keep) | {
         "content of the initial states": states_digest,
         "way of cutting": [sum(block.slices for block in blocks), *(() if chain is None else _chaining(chain))],
     }
-    check_claim(target, claim)
+    check_output(target, claim)
     if chain is not None:
-        check_claim(chain.states, claim)
+        check_output(chain.states, claim)
     return Prediction(
         bundle=path,
         fingerprint=scorer.fingerprint,
@@ -72,7 +72,7 @@ def plan_prediction(bundle: str, data: str, output: str, choices: Choices) -> Pr
         output=target,
         keep=keep,
         blocks=blocks,
-        setting_aside=SettingAside(choices.on_bad_rows, join(target, QUARANTINE)),
+        setting_aside=BadRowPolicy(choices.on_bad_rows, join(target, QUARANTINE)),
         chain=chain,
         claim=claim,
     )
@@ -125,7 +125,7 @@ def claim_of(choices: Choices, scorer: Scorer, data: str, footers: Mapping[str, 
 
 
 def plan_chain(
-    choices: Choices, scorer: Scorer, target: str, blocks: Sequence[Block], schemas: Mapping[str, pa.Schema]
+    choices: Choices, scorer: Scorer, target: str, blocks: Sequence[SlicedRowGroup], schemas: Mapping[str, pa.Schema]
 ) -> tuple[Chain, str | None]:
     """How rows are chained by their key, and a digest of the states that they go on from."""
     states = target if choices.states_only else absolute(choices.states_to or join(target, STATES))
@@ -163,12 +163,12 @@ def is_ordered(schemas: Mapping[str, pa.Schema]) -> bool:
     return bool(having)
 
 
-def bytes_of(blocks: Sequence[Block]) -> float:
+def bytes_of(blocks: Sequence[SlicedRowGroup]) -> float:
     """Decoded values and results of blocks, as far as their slices tell: at most this."""
-    return sum(block.fragment.rows * cutting.SLICE_BYTES / block.slice_rows for block in blocks)
+    return sum(block.fragment.rows * slices.SLICE_BYTES / block.slice_rows for block in blocks)
 
 
-def partition_count(blocks: Sequence[Block]) -> int:
+def partition_count(blocks: Sequence[SlicedRowGroup]) -> int:
     """Into how many parts keys are hashed. A function of the data alone: so a run that goes on finds its parts."""
     rows = sum(block.fragment.rows for block in blocks)
     count = max(math.ceil(bytes_of(blocks) / PARTITION_BYTES), min(FEW_PARTITIONS, rows // PARTITION_ROWS))

@@ -15,8 +15,8 @@ from model.errors import ConfigError
 from model.features.fitted_columns import FittedColumns
 from model.state import StateSpec
 from model.storage import join
-from model.tables.slices import Block
-from pipelines.predict.bad_rows import OnBadRows, SettingAside
+from model.tables.slices import SlicedRowGroup
+from pipelines.predict.bad_rows import BadRowPolicy, OnBadRows
 from pipelines.predict.entity_keys import KeyTypes
 from pipelines.predict.output_claim import Claim
 from pipelines.predict.state_files import FINGERPRINT
@@ -65,7 +65,7 @@ class Chain:
 
     keys: KeyTypes
     ordered: bool
-    state_blocks: tuple[Block, ...]
+    state_blocks: tuple[SlicedRowGroup, ...]
     states: str
     states_only: bool
     partitions: int
@@ -96,8 +96,8 @@ class Prediction:
     predicted: pa.Schema
     output: str
     keep: tuple[str, ...]
-    blocks: tuple[Block, ...]
-    setting_aside: SettingAside
+    blocks: tuple[SlicedRowGroup, ...]
+    setting_aside: BadRowPolicy
     chain: Chain | None
     claim: Claim
 
@@ -112,7 +112,7 @@ class Prediction:
         return sum(block.fragment.rows for block in self.blocks)
 
     @property
-    def initial_states(self) -> tuple[Block, ...]:
+    def initial_states(self) -> tuple[SlicedRowGroup, ...]:
         """Blocks of the states that keys go on from."""
         return () if self.chain is None else self.chain.state_blocks
 
@@ -127,6 +127,6 @@ class Prediction:
         return join(self.output, WORK)
 
 
-def block_of(blocks: Sequence[Block], number: int) -> Block:
+def block_of(blocks: Sequence[SlicedRowGroup], number: int) -> SlicedRowGroup:
     """The block that holds the slice with this number."""
     return blocks[int(np.searchsorted([block.first_slice for block in blocks], number, side="right")) - 1]

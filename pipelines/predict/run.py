@@ -15,8 +15,8 @@ from model.storage.atomic import remove_partial
 from model.tables.parquet import read_footer
 from pipelines.predict.bad_rows import OnBadRows, count_set_aside
 from pipelines.predict.chain_run import run_chain, states_files
-from pipelines.predict.output_claim import claim
-from pipelines.predict.passes import Passes, Progress
+from pipelines.predict.output_claim import claim_output
+from pipelines.predict.passes import CountedPasses, Progress
 from pipelines.predict.plan import plan_prediction
 from pipelines.predict.prediction import Choices, Prediction
 from pipelines.predict.score_task import RowPredictor
@@ -88,12 +88,12 @@ def run_prediction(
     """Does what was planned, on the Ray that this process uses."""
     directories = {prediction.output, prediction.output if prediction.chain is None else prediction.chain.states}
     for directory in sorted(directories):
-        claim(directory, prediction.claim)
+        claim_output(directory, prediction.claim)
         remove_partial(directory)
     blocks = () if prediction.chain is not None and prediction.chain.states_only else prediction.blocks
     todo = [block for block in blocks if not exists(join(prediction.output, block.name))]
     if prediction.chain is None:
-        passes = Passes(progress, total=len(prediction.blocks), done=len(prediction.blocks) - len(todo))
+        passes = CountedPasses(progress, total=len(prediction.blocks), done=len(prediction.blocks) - len(todo))
         passes.run(RowPredictor, (prediction,), todo)
     else:
         run_chain(prediction, prediction.chain, todo, progress, tell)

@@ -15,7 +15,7 @@ from model.registry import import_plugins
 from model.storage import join
 from model.storage.atomic import parquet_output
 from model.tables.parquet import read_footer
-from model.tables.slices import Block, empty_slices, read_slices
+from model.tables.slices import SlicedRowGroup, empty_slices, read_slices
 from pipelines.predict.bad_rows import good_rows
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class RowPredictor:
         self.prediction = prediction
         self.scorer = Scorer.load(prediction.bundle, device=device, probabilities=prediction.probabilities)
 
-    def __call__(self, block: Block) -> int:
+    def __call__(self, block: SlicedRowGroup) -> int:
         prediction = self.prediction
         available = read_footer(block.fragment.file).schema.to_arrow_schema().names
         states = [name for name in self.scorer.state_spec.names if name in available]
@@ -45,12 +45,12 @@ class RowPredictor:
             self._write(block, empty_slices(block, names))
         return block.fragment.rows
 
-    def _write(self, block: Block, slices: Iterator[tuple[int, pa.Table]]) -> None:
+    def _write(self, block: SlicedRowGroup, slices: Iterator[tuple[int, pa.Table]]) -> None:
         with parquet_output(join(self.prediction.output, block.name), self.prediction.metadata) as output:
             for number, table in slices:
                 output.write(self._scored(table, block, number))
 
-    def _scored(self, table: pa.Table, block: Block, number: int) -> pa.Table:
+    def _scored(self, table: pa.Table, block: SlicedRowGroup, number: int) -> pa.Table:
         scored = self.scorer.score(table)
         self.prediction.setting_aside(table, scored.errors, block, number)
         columns = {name: table.column(name) for name in self.prediction.keep}

@@ -14,7 +14,7 @@ from model.errors import ConfigError, DataError, StateError
 from model.state import StateSpec
 from model.storage import absolute, exists, join
 from model.tables.parquet import find_fragments
-from model.tables.slices import Block, cut, read_footers, schemas_of
+from model.tables.slices import SlicedRowGroup, read_footers, schemas_of, slice_row_groups
 from pipelines.predict.output_claim import digest_of
 
 STATES = "_states"  # in the output's directory: the states after a prediction with keys
@@ -25,7 +25,7 @@ FINGERPRINT = "dynamic_rnn.fingerprint"  # in the Parquet metadata: the model th
 class States:
     """Initial states: their blocks, the columns of their files, and a digest of these."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[SlicedRowGroup, ...]
     schemas: dict[str, pa.Schema]
     digest: str | None
 
@@ -52,7 +52,7 @@ def find_states(path: str, spec: StateSpec, key: Sequence[str], fingerprint: str
             )
     schemas = schemas_of(fragments, footers)
     check_state_columns(schemas, spec)
-    return States(cut(fragments, footers, columns, row_bytes=0, step_bytes=0), schemas, digest_of(footers))
+    return States(slice_row_groups(fragments, footers, columns, row_bytes=0, step_bytes=0), schemas, digest_of(footers))
 
 
 def check_state_columns(schemas: Mapping[str, pa.Schema], spec: StateSpec) -> None:

@@ -20,7 +20,7 @@ from model.errors import DataError
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, offsets_of, plain, ranges
 from pipelines.prepare.layout import Layout
-from pipelines.prepare.sort import Events, joined, unequal
+from pipelines.prepare.sort import Events, concatenated, unequal
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Cutter:
         parts = [part for part in (self._before, self._open, events) if part is not None and len(part)]
         if not parts or (self._open is None and events is None):
             return {}
-        part = self._bordered(joined(parts), 0 if self._before is None else 1)
+        part = self._bordered(concatenated(parts), 0 if self._before is None else 1)
         self._check_context(part)
         self._count(part, events)
         starts, stops, kept = self._pieces(part, last=events is None)

@@ -33,7 +33,7 @@ from pipelines.prepare.settings import SPLITS, PrepareSettings
 from pipelines.prepare.sorted_runs import RunFile
 from pipelines.prepare.tasks import Build, Detect, Partition, Recorded
 from pipelines.prepare.workspace import Workplace, kept_results
-from pipelines.tasks.task import Numbered
+from pipelines.tasks.task import NumberedTask
 
 Progress = Callable[[str, int, int], None]
 QUANTILES = {"shortest": 0.0, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
@@ -168,7 +168,7 @@ def _computed(task: Recorded, todo: Sequence[int], workers: int | None) -> Itera
 
     # Ray warns of a bound that is larger than the number of tasks.
     pool = None if workers is None else ray.data.TaskPoolStrategy(size=min(workers, len(todo)))
-    yield from over_numbers(Numbered(task), todo, compute=pool)
+    yield from over_numbers(NumberedTask(task), todo, compute=pool)
 
 
 # The result -------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class Events:
         )
 
 
-def joined(parts: Sequence[Events]) -> Events:
+def concatenated(parts: Sequence[Events]) -> Events:
     """All parts one behind the other."""
     if len(parts) == 1:
         return parts[0]
@@ -154,7 +154,7 @@ class Run:
             if part is None:
                 break
             parts.append(part)
-        self.rows = joined(parts) if parts else None
+        self.rows = concatenated(parts) if parts else None
 
     def last(self) -> tuple[int, Any, Any]:
         """What orders the last row in memory."""
@@ -195,7 +195,7 @@ def merged(sources: Sequence[Iterator[Events]], memory_bytes: int) -> Iterator[E
         bound, first = min((run.last(), number) for number, run in enumerate(runs))
         # A row equal to the bound may have equals yet unread in runs behind the one that gave the bound, not before it.
         taken = [run.take_up_to(bound, inclusive=number <= first) for number, run in enumerate(runs)]
-        yield in_order(joined([part for part in taken if len(part)]))
+        yield in_order(concatenated([part for part in taken if len(part)]))
         for run in runs:
             run.fill()
         runs = [run for run in runs if run.rows is not None]

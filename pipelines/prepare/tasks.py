@@ -21,7 +21,7 @@ from pipelines.prepare.cut import Cutter
 from pipelines.prepare.layout import Layout, time_numbers
 from pipelines.prepare.read import EventReader, Share
 from pipelines.prepare.settings import MIB, SPLITS, PrepareSettings
-from pipelines.prepare.sort import Events, arranged, in_order, joined, merged, unequal
+from pipelines.prepare.sort import Events, arranged, concatenated, in_order, merged, unequal
 from pipelines.prepare.sorted_runs import BATCH_BYTES, RunFile, RunReader, write_run
 from pipelines.prepare.write import SequenceWriter
 from pipelines.quarantine import write_quarantine
@@ -117,7 +117,7 @@ class Detect:
             firsts += [_first_of_each_key(events) for events in reader.bucket(number)]
         if not firsts:
             return {"candidates": list(self.candidates), "repeats": False}
-        events = in_order(joined(firsts))
+        events = in_order(concatenated(firsts))
         same = ~unequal(events.keys.slice(0, len(events) - 1), events.keys.slice(1))
         constant = [column for column in self.candidates if not _differs_within(events, column, same)]
         return {"candidates": constant, "repeats": bool(same.any())}
@@ -176,7 +176,7 @@ class Build:
         if sum(run.rows[number] for run in runs) * self.row_bytes <= memory:
             parts = [events for run in runs for events in self._reader(run).bucket(number)]
             if parts:
-                yield in_order(joined(parts))
+                yield in_order(concatenated(parts))
             return
         yield from self._merged(number, runs, memory)
 

@@ -71,7 +71,7 @@ def histogram(
         _draw_marks(axes, marks)
 
     scale = ", logarithmic" if logarithmic else ""
-    return _svg(draw, title=title, x=x, y=y + scale, description=_told(edges, counts, x, y, dates=dates))
+    return _svg(draw, title=title, x=x, y=y + scale, description=_description(edges, counts, x, y, dates=dates))
 
 
 def _draw_marks(axes: Any, marks: Sequence[tuple[str, float]]) -> None:
@@ -112,7 +112,7 @@ def lines(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, tit
     return _svg(draw, title=title, x=x, y=y, description=f"{y} over {x}. {ends}.")
 
 
-def _told(edges: Sequence[float], counts: Sequence[int], x: str, y: str, *, dates: bool) -> str:
+def _description(edges: Sequence[float], counts: Sequence[int], x: str, y: str, *, dates: bool) -> str:
     """The chart in a sentence, for those who hear it."""
     total = sum(counts)
     if not total:

@@ -22,7 +22,7 @@ from model.settings import dump_yaml
 from model.storage import join, write_bytes
 from pipelines.config import RunConfig
 from pipelines.ingest.batches import reading
-from pipelines.ingest.fitted_data import Prepared
+from pipelines.ingest.fitted_data import FittedData
 from pipelines.ingest.read_task import Request, RowReader
 from pipelines.report.charts import histogram, lines
 from pipelines.report.formatting import metric_name
@@ -38,7 +38,7 @@ LEAST_CONFIDENT = 0.005  # of all items: fewer in a bin of confidence tell chanc
 
 
 def write_report(
-    config: RunConfig, prepared: Prepared, bundle: str, metrics: list[dict[str, float]], seconds: float, memory: str
+    config: RunConfig, prepared: FittedData, bundle: str, metrics: list[dict[str, float]], seconds: float, memory: str
 ) -> str:
     """Writes the page; returns where it lies. `metrics` are the lines of metrics.jsonl, `seconds` those of
     training, `memory` what a worker needed.
@@ -68,7 +68,7 @@ def write_report(
     return where
 
 
-def errors_of(best: Bundle, prepared: Prepared, plugins: tuple[str, ...]) -> dict[str, Any]:
+def errors_of(best: Bundle, prepared: FittedData, plugins: tuple[str, ...]) -> dict[str, Any]:
     """Where a bundle errs, on a sample of validation rows; of training rows where nothing validates."""
     split, index = ("training", prepared.train) if prepared.validation is None else ("validation", prepared.validation)
     rows, label = sampled(index), prepared.label
@@ -187,7 +187,7 @@ def residual_chart(found: Diagnostics) -> Any:
 # Data and machine -------------------------------------------------------------------------------------------------
 
 
-def data_summary(prepared: Prepared) -> list[dict[str, Any]]:
+def data_summary(prepared: FittedData) -> list[dict[str, Any]]:
     """Rows, steps and lengths of each split."""
     splits = [("training", prepared.train), ("validation", prepared.validation)]
     return [split_summary(name, index) for name, index in splits if index is not None]

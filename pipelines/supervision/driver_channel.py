@@ -15,14 +15,14 @@ from typing import Any
 
 from pipelines.cluster.session import on_this_node
 
-Kept = dict[Hashable, tuple[Any, float]]
+Held = dict[Hashable, tuple[Any, float]]
 
 
-class _Boxes:
+class _ChannelActor:
     """The actor: by box and key the latest value, and when it came by this process's clock."""
 
     def __init__(self) -> None:
-        self._boxes: dict[str, Kept] = {}
+        self._boxes: dict[str, Held] = {}
         self._count = 0
 
     def put(self, box: str, value: Any, key: Hashable) -> None:
@@ -34,12 +34,12 @@ class _Boxes:
     def take(self, boxes: tuple[str, ...]) -> list[list[Any]]:
         return [[value for value, _ in self._boxes.pop(box, {}).values()] for box in boxes]
 
-    def look(self, box: str) -> tuple[Kept, float]:
+    def look(self, box: str) -> tuple[Held, float]:
         return self._boxes.get(box, {}), time.monotonic()
 
 
 @dataclass(frozen=True)
-class Mailbox:
+class DriverChannel:
     """Either end. Travels to workers with their settings."""
 
     actor: Any
@@ -55,22 +55,22 @@ class Mailbox:
         taken: list[list[Any]] = ray.get(self.actor.take.remote(boxes))
         return taken
 
-    def look(self, box: str) -> tuple[Kept, float]:
+    def look(self, box: str) -> tuple[Held, float]:
         """The values of a box by key, in the order in which keys came, each with its time; and the time now."""
         import ray
 
-        seen: tuple[Kept, float] = ray.get(self.actor.look.remote(box))
+        seen: tuple[Held, float] = ray.get(self.actor.look.remote(box))
         return seen
 
 
 @contextmanager
-def mailbox() -> Iterator[Mailbox]:
-    """A mailbox that lives until the block ends. Its process starts while the caller goes on."""
+def driver_channel() -> Iterator[DriverChannel]:
+    """A channel that lives until the block ends. Its process starts while the caller goes on."""
     import ray
 
-    actor = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(_Boxes).remote()
+    actor = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(_ChannelActor).remote()
     try:
-        yield Mailbox(actor)
+        yield DriverChannel(actor)
     finally:
         ray.kill(actor)
 
@@ -82,31 +82,31 @@ PROGRESS, REPORTS = "progress", "reports"
 
 
 @dataclass(frozen=True)
-class Telemetry:
+class WorkerReports:
     """The worker's end: calls return at once."""
 
-    mailbox: Mailbox
+    channel: DriverChannel
 
     def progress(self, progress: Mapping[str, Any]) -> None:
         """Replaces the latest progress."""
-        self.mailbox.put(PROGRESS, progress, key=PROGRESS)
+        self.channel.put(PROGRESS, progress, key=PROGRESS)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Adds the metrics of a validation, or what else must not be lost."""
-        self.mailbox.put(REPORTS, metrics)
+        self.channel.put(REPORTS, metrics)
 
 
 @contextmanager
-def listening(
-    mailbox: Mailbox,
+def delivering(
+    channel: DriverChannel,
     on_progress: Callable[[Mapping[str, Any]], None] | None,
     on_report: Callable[[dict[str, Any]], None] | None,
-) -> Iterator[Telemetry]:
+) -> Iterator[WorkerReports]:
     """A Telemetry whose words are handed to the callbacks, in a thread, until the block ends."""
     done = threading.Event()
 
     def deliver() -> None:
-        progress, reports = mailbox.take(PROGRESS, REPORTS)
+        progress, reports = channel.take(PROGRESS, REPORTS)
         for each in progress:
             if on_progress is not None:
                 on_progress(each)
@@ -121,7 +121,7 @@ def listening(
     thread = threading.Thread(target=follow, name="telemetry", daemon=True)
     thread.start()
     try:
-        yield Telemetry(mailbox)
+        yield WorkerReports(channel)
     finally:
         done.set()
         thread.join()

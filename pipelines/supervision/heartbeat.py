@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.cluster.private_ray import SOURCE_ROOT, ray_psutil
-from pipelines.supervision.driver_channel import Mailbox
+from pipelines.supervision.driver_channel import DriverChannel
 
 BEATS = "beats"
 BEATS_PER_TIMEOUT = 40  # how often a worker says where it is within the time that it may be waited for
@@ -47,7 +47,7 @@ class Process:
 class Beat:
     """What a worker says of itself. `group` names one start of all workers.
 
-    `meetings` counts those it has come to; `waiting_seconds` is how long it has been in the latest one, None when it
+    `sync_points` counts those it has come to; `waiting_seconds` is how long it has been in the latest one, None when it
     is in none. `doing` is such as "step 12", `place` the line of ours that it executes.
     """
 
@@ -55,13 +55,13 @@ class Beat:
     rank: int
     world: int
     process: Process
-    meetings: int = 0
+    sync_points: int = 0
     waiting_seconds: float | None = None
     doing: str = "its start"
     place: str = ""
 
 
-class Pulse:
+class Heartbeat:
     """Tells how far this worker is. Created in the thread that trains."""
 
     def __init__(self, beat: Beat, send: Callable[[Beat], None], every_seconds: float) -> None:
@@ -69,7 +69,7 @@ class Pulse:
         self._entered: float | None = None
         self._thread = threading.get_ident()
         self._done = threading.Event()
-        threading.Thread(target=self._speak, name="pulse", daemon=True).start()
+        threading.Thread(target=self._speak, name="heartbeat", daemon=True).start()
 
     def _speak(self) -> None:
         while True:
@@ -88,26 +88,26 @@ class Pulse:
         self._beat = replace(self._beat, doing=doing)
 
     @contextmanager
-    def meeting(self) -> Iterator[None]:
+    def sync_point(self) -> Iterator[None]:
         """Around what every worker has to come to."""
-        self._beat = replace(self._beat, meetings=self._beat.meetings + 1)
+        self._beat = replace(self._beat, sync_points=self._beat.sync_points + 1)
         self._entered = time.monotonic()
         try:
             yield
         finally:
             self._entered = None
 
-    def meet(self, function: Callable[..., None]) -> Callable[..., None]:
+    def at_sync_point(self, function: Callable[..., None]) -> Callable[..., None]:
         """The same function, as a meeting."""
 
         def met(*arguments: Any, **named: Any) -> None:
-            with self.meeting():
+            with self.sync_point():
                 function(*arguments, **named)
 
         return met
 
     def over(self, batches: Callable[..., Iterator[Any]], train: Any) -> Callable[..., Iterator[Any]]:
-        """The same `worker.Batches`; tells which batch is waited for or computed. `train` is the plan to train."""
+        """The same `Batches`; tells which batch is waited for or computed. `train` is the plan to train."""
 
         def told(plan: Any, start: int, stop: int) -> Iterator[Any]:
             what = "step" if plan is train else "validation batch"
@@ -120,10 +120,10 @@ class Pulse:
 
 
 @dataclass(frozen=True)
-class Watch:
+class HeartbeatSpec:
     """What a worker needs to be heard; travels to it with its settings."""
 
-    mailbox: Mailbox
+    channel: DriverChannel
     timeout_seconds: float
 
     @property
@@ -132,8 +132,8 @@ class Watch:
         return math.ceil(self.timeout_seconds) + COLLECTIVE_GRACE_SECONDS
 
     @contextmanager
-    def pulse(self) -> Iterator[Pulse]:
-        """The pulse of this worker of Ray Train until the block ends."""
+    def heartbeat(self) -> Iterator[Heartbeat]:
+        """The heartbeat of this worker of Ray Train until the block ends."""
         import ray.train
 
         context = ray.train.get_context()
@@ -142,13 +142,13 @@ class Watch:
         beat = Beat(group, context.get_world_rank(), context.get_world_size(), this_process())
 
         def send(beat: Beat) -> None:
-            self.mailbox.put(BEATS, beat, key=(beat.group, beat.rank))
+            self.channel.put(BEATS, beat, key=(beat.group, beat.rank))
 
-        pulse = Pulse(beat, send, beat_seconds(self.timeout_seconds))
+        heartbeat = Heartbeat(beat, send, beat_seconds(self.timeout_seconds))
         try:
-            yield pulse
+            yield heartbeat
         finally:
-            pulse.close()
+            heartbeat.close()
 
 
 def this_process() -> Process:

@@ -77,7 +77,7 @@ class SparingPolicy(ElasticScalingPolicy):  # type: ignore[misc]
         return int(min(super()._count_possible_workers(reserved_resources), cpus // each))
 
 
-class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
+class BoundedTorchTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
     """Ray Train's TorchTrainer whose workers must come within `start_seconds`, and which Ctrl-C always ends."""
 
     def __init__(self, *arguments: Any, start_seconds: float, run_config: ray.train.RunConfig, **named: Any) -> None:

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from model.errors import ResourceError, TrainingError
 from pipelines.cluster.capacity import amounts
 from pipelines.config import ResourcesConfig
-from pipelines.supervision.driver_channel import Kept, Mailbox
-from pipelines.supervision.heartbeat import BEATS, Beat, Process, Watch, beat_seconds
+from pipelines.supervision.driver_channel import DriverChannel, Held
+from pipelines.supervision.heartbeat import BEATS, Beat, HeartbeatSpec, Process, beat_seconds
 
 STARTS = 4  # how often the workers' start is tried within the time there is for it, and how often they may die at it
 BEATS_UNTIL_SILENT = 5  # so many beats missed, and the worker counts as silent
@@ -55,7 +55,7 @@ def missing(heard: Mapping[int, Heard], now: float, timeout_seconds: float) -> H
     """Who has not come to a meeting in which others have waited for `timeout_seconds`; None where all is well.
 
     `heard` maps ranks to their latest words, all of one group. A worker may fall silent in the very meeting in which
-    the others wait for it, so silence counts as well as the number of meetings. Where all have come and all speak,
+    the others wait for it, so silence counts as well as the number of sync_points. Where all have come and all speak,
     they wait for no worker but for a network or a file system, and the meeting's own timeout ends it.
     """
     silent_after = BEATS_UNTIL_SILENT * beat_seconds(timeout_seconds)
@@ -69,7 +69,9 @@ def missing(heard: Mapping[int, Heard], now: float, timeout_seconds: float) -> H
         return None
     longest = max(waiting, key=lambda rank: waiting[rank])
     beat = heard[longest].beat
-    late = [rank for rank in range(beat.world) if rank not in speaking or speaking[rank].beat.meetings < beat.meetings]
+    late = [
+        rank for rank in range(beat.world) if rank not in speaking or speaking[rank].beat.sync_points < beat.sync_points
+    ]
     if not late:
         return None
     told = " and ".join(told_of(rank, heard.get(rank), now, silent_after) for rank in late)
@@ -93,7 +95,7 @@ def told_of(rank: int, heard: Heard | None, now: float, silent_after: float) -> 
 # Listening ----------------------------------------------------------------------------------------------------------
 
 
-def latest_start(kept: Kept) -> dict[int, Heard]:
+def latest_start(kept: Held) -> dict[int, Heard]:
     """By rank what is heard of the latest start of workers: late words of replaced ones do not count."""
     beats = [Heard(beat, at) for beat, at in kept.values()]
     groups = list(dict.fromkeys(heard.beat.group for heard in beats))  # in the order in which they were first heard
@@ -104,7 +106,7 @@ def latest_start(kept: Kept) -> dict[int, Heard]:
 class Watchdog:
     """The starter's end. `hang` is the latest one found, `group` the latest start of workers that was heard of."""
 
-    watch: Watch
+    watch: HeartbeatSpec
     resources: ResourcesConfig
     workers: str
     tell: Callable[[str], None]
@@ -117,7 +119,7 @@ class Watchdog:
 
     def look(self) -> None:
         """Judges once; a new hang is told, and its workers are killed, so that Ray Train starts all of them again."""
-        kept, now = self.watch.mailbox.look(BEATS)
+        kept, now = self.watch.channel.look(BEATS)
         heard = latest_start(kept)
         latest = max(heard.values(), key=lambda each: each.at, default=None)
         self._hear(None if latest is None else latest.beat)
@@ -212,13 +214,15 @@ def _say(text: str) -> None:
 
 @contextmanager
 def watching(
-    mailbox: Mailbox, resources: ResourcesConfig, workers: tuple[int, int], tell: Callable[[str], None] = _say
+    channel: DriverChannel, resources: ResourcesConfig, workers: tuple[int, int], tell: Callable[[str], None] = _say
 ) -> Iterator[Watchdog]:
     """A watchdog that follows, in a thread, the workers that are given its `watch`, until the block ends.
 
     `workers` is how many there are, at least and at most. Where these differ, a start is soon tried with fewer.
     """
-    watchdog = Watchdog(Watch(mailbox, resources.collective_timeout_seconds), resources, in_words(*workers), tell)
+    watchdog = Watchdog(
+        HeartbeatSpec(channel, resources.collective_timeout_seconds), resources, in_words(*workers), tell
+    )
     thread = threading.Thread(target=watchdog.follow, name="watchdog", daemon=True)
     thread.start()
     seconds = resources.start_timeout_seconds / STARTS

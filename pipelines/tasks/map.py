@@ -17,7 +17,7 @@ import ray.data
 from model.tables.fragments import Fragment
 from pipelines.cluster.capacity import available_gpus
 from pipelines.cluster.session import configure_ray_data
-from pipelines.tasks.task import GpuTask, HeldTask, Numbered, value_of
+from pipelines.tasks.task import CachedTask, GpuTask, NumberedTask, from_message
 
 TASK_BYTES = 48 * 2**20  # decompressed; a task costs Ray about 20 ms, whatever it does, as much as reading 4 MiB
 TASKS_A_CPU = 4  # at least: the last ones to end keep the others waiting
@@ -38,14 +38,14 @@ def over_items(
     """
     if not items:
         return
-    task = HeldTask(holder_class, arguments, tuple(items), uuid.uuid4().hex, "cpu" if scoring else None)
+    task = CachedTask(holder_class, arguments, tuple(items), uuid.uuid4().hex, "cpu" if scoring else None)
     gpus = available_gpus() if scoring else 0
     if gpus:
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(gpus, len(items)))
         on_gpus: dict[str, Any] = {"fn_constructor_args": (task,), "compute": pool, "num_gpus": 1}
         done = over_numbers(GpuTask, range(len(items)), **on_gpus)
     else:
-        done = over_numbers(Numbered(task), range(len(items)))
+        done = over_numbers(NumberedTask(task), range(len(items)))
     for _, result in done:
         yield result
 
@@ -53,7 +53,7 @@ def over_items(
 def over_numbers(task: Any, numbers: Sequence[int], *, each: int = 1, **how: Any) -> Iterator[tuple[int, Any]]:
     """(number, result) of each number, in order, computed in tasks of `each` numbers.
 
-    `task` is a `Numbered`, or a class whose objects are called like one. A mistake of the user's is raised here.
+    `task` is a `NumberedTask`, or a class whose objects are called like one. A mistake of the user's is raised here.
     `how` is told to Ray Data's `map_batches`.
     """
     if not numbers:
@@ -62,7 +62,7 @@ def over_numbers(task: Any, numbers: Sequence[int], *, each: int = 1, **how: Any
     rows = ray.data.from_items([{"id": n} for n in numbers], override_num_blocks=-(-len(numbers) // each))
     # A batch is a block: of fixed sizes Ray Data would cut them anew, in tasks of their own.
     for row in rows.map_batches(task, batch_size=None, batch_format="numpy", **how).iter_rows():
-        yield int(row["id"]), value_of(row["result"])
+        yield int(row["id"]), from_message(row["result"])
 
 
 def fragments_a_task(count: int, nbytes: int) -> int:

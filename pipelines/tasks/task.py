@@ -15,21 +15,21 @@ from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
 
 
 @dataclass(frozen=True)
-class Numbered:
+class NumberedTask:
     """Computes plain data of each number in a batch `id`; a mistake of the user's travels as a value."""
 
     compute: Callable[[int], Any]
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        told = [outcome(partial(self.compute, int(number))) for number in batch["id"]]
+        told = [to_message(partial(self.compute, int(number))) for number in batch["id"]]
         return {"id": batch["id"], "result": np.array(told, object)}
 
 
-_held: dict[str, Any] = {}  # in a task's process: what the latest job has loaded
+_cached: dict[str, Any] = {}  # in a task's process: what the latest job has loaded
 
 
 @dataclass(frozen=True)
-class HeldTask:
+class CachedTask:
     """Does the item of a number by `holder_class(*arguments)`, which a process makes once; `job` names the pass.
 
     With a `device`, the holder computes there and gets it as `device=`.
@@ -45,10 +45,10 @@ class HeldTask:
         return self._holder()(self.items[number])
 
     def _holder(self) -> Any:
-        if self.job not in _held:
-            _held.clear()
-            _held[self.job] = self._load()
-        return _held[self.job]
+        if self.job not in _cached:
+            _cached.clear()
+            _cached[self.job] = self._load()
+        return _cached[self.job]
 
     def _load(self) -> Any:
         if self.device is None:
@@ -63,14 +63,14 @@ class HeldTask:
 class GpuTask:
     """The same in an actor that owns a GPU."""
 
-    def __init__(self, task: HeldTask) -> None:
-        self.task = Numbered(replace(task, device="cuda"))
+    def __init__(self, task: CachedTask) -> None:
+        self.task = NumberedTask(replace(task, device="cuda"))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self.task(batch)
 
 
-def outcome(compute: Callable[[], Any]) -> str:
+def to_message(compute: Callable[[], Any]) -> str:
     """The JSON of what `compute` returns (plain data), or of the mistake that it raises."""
     try:
         return json.dumps({"value": compute()})
@@ -78,8 +78,8 @@ def outcome(compute: Callable[[], Any]) -> str:
         return json.dumps({"error": to_plain(error)})
 
 
-def value_of(message: str) -> Any:
-    """The value of an `outcome`; raises its mistake if it is one."""
+def from_message(message: str) -> Any:
+    """The value of an `to_message`; raises its mistake if it is one."""
     told = json.loads(message)
     if "error" in told:
         raise from_plain(told["error"])

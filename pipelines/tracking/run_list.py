@@ -54,12 +54,12 @@ def _line(output: str, name: str) -> RunLine | None:
     if not sweep and not exists(join(directory, RUN_YAML)):
         return None
     try:
-        return _told(name, directory, sweep=sweep)
+        return _run_line(name, directory, sweep=sweep)
     except (ValueError, TypeError, KeyError) as error:  # a file cut short, or of another version: the others are listed
         return RunLine(name, f"unreadable: {error}", None, None, None, None, None)
 
 
-def _told(name: str, directory: str, *, sweep: bool) -> RunLine:
+def _run_line(name: str, directory: str, *, sweep: bool) -> RunLine:
     best = pointed(directory, "best")
     told = _status(directory)
     status = "not begun" if told is None else shown_status(told)

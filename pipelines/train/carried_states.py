@@ -15,17 +15,19 @@ from model.network.cells import flatten_state
 from model.network.network import RnnNetwork
 from model.training.trainer import Reduce
 from model.training.truncation import CARRIED
-from pipelines.train.steps import Turn
+from pipelines.train.steps import StepGroup
 
 Tensors = dict[str, torch.Tensor]
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-def gathered(turn: Turn, plan: Plan, network: RnnNetwork, rank: int, world: int, reduce: Reduce | None) -> Tensors:
-    """The states [rows of the global batch, …] of each batch of the turn, by `carried/<batch>/<component>`."""
+def gathered(
+    group: StepGroup, plan: Plan, network: RnnNetwork, rank: int, world: int, reduce: Reduce | None
+) -> Tensors:
+    """The states [rows of the global batch, …] of each batch of the group, by `carried/<batch>/<component>`."""
     tensors = {}
-    for place, part in enumerate(turn.parts):
-        rows, mine = _rows(plan, turn.start + place, rank, world)
+    for place, part in enumerate(group.parts):
+        rows, mine = _rows(plan, group.start + place, rank, world)
         for i, like in enumerate(flatten_state(network.zero_state(1))):
             whole = like.new_zeros(rows, *like.shape[1:])
             if part.state is not None:
@@ -37,12 +39,12 @@ def gathered(turn: Turn, plan: Plan, network: RnnNetwork, rank: int, world: int,
 
 
 def restore(
-    turn: Turn, plan: Plan, network: RnnNetwork, rank: int, world: int, tensors: Mapping[str, torch.Tensor]
+    group: StepGroup, plan: Plan, network: RnnNetwork, rank: int, world: int, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Gives each part of the turn its rows' states from a checkpoint's tensors."""
+    """Gives each part of the group its rows' states from a checkpoint's tensors."""
     components = len(flatten_state(network.zero_state(1)))
-    for place, part in enumerate(turn.parts):
-        _, mine = _rows(plan, turn.start + place, rank, world)
+    for place, part in enumerate(group.parts):
+        _, mine = _rows(plan, group.start + place, rank, world)
         states = [tensors[f"{CARRIED}{place}/{i}"][mine] for i in range(components)]
         if part.batch is not None:
             part.state = tuple(state.to(network.device, copy=True) for state in states)

@@ -51,7 +51,7 @@ def _step(name: str) -> int:
     return int(name.removeprefix(PREFIX).partition("_")[0] or 0)
 
 
-def tell(meet: Callable[..., None], metrics: dict[str, float], checkpoint: Any = None) -> None:
+def report_to_ray(meet: Callable[..., None], metrics: dict[str, float], checkpoint: Any = None) -> None:
     """Ray Train's report, to which every rank comes; `meet` is that report, watched. Nothing is copied."""
     meet(metrics, checkpoint=checkpoint, checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD)
 

@@ -17,7 +17,7 @@ from model.features.labels import FittedLabel
 from model.training.trainer import Reduce
 from pipelines.config import RunConfig
 from pipelines.tracking.follower import Progress
-from pipelines.train.steps import Place, Step
+from pipelines.train.steps import Position, Step
 
 
 class Batches(Protocol):
@@ -72,6 +72,6 @@ class Job:
 class Past:
     """What a checkpoint says of the training so far, beside weights and optimizer; nothing at the start."""
 
-    place: Place = field(default_factory=Place)
+    place: Position = field(default_factory=Position)
     rules: Mapping[str, Any] | None = None
     meter: Mapping[str, float] = field(default_factory=dict)

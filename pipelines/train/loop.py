@@ -21,7 +21,7 @@ from pipelines.config import RunConfig
 from pipelines.train.carried_states import gathered, restore
 from pipelines.train.job import Job, Past, Report
 from pipelines.train.meter import Meter
-from pipelines.train.steps import Place, Step, epochs_at, steps, stop_batch
+from pipelines.train.steps import Position, Step, epochs_at, steps, stop_batch
 from pipelines.train.stopping import Rules
 from pipelines.train.validation import Validation, metric_names, named
 
@@ -75,8 +75,8 @@ def past_of(job: Job) -> Past:
         return Past()
     numbers = job.resume[1].numbers
     if "place" not in numbers:
-        return Past(Place(int(numbers["step"]), int(numbers["step"])))
-    return Past(Place(**numbers["place"]), numbers["rules"], numbers["meter"])
+        return Past(Position(int(numbers["step"]), int(numbers["step"])))
+    return Past(Position(**numbers["place"]), numbers["rules"], numbers["meter"])
 
 
 def rules_of(job: Job, past: Past) -> Rules:
@@ -96,16 +96,16 @@ def rules_of(job: Job, past: Past) -> Rules:
 
 def compute(job: Job, trainer: Trainer, step: Step, past: Past) -> StepResult:
     """One step; the states of the first one, where it goes on within a batch, come from the checkpoint."""
-    turn = step.turn
+    group = step.group
     if step.segment and step.number == past.place.step + 1:
         assert job.resume is not None, "only a checkpoint begins within a batch"
-        restore(turn, job.train, trainer.network, job.rank, job.world, job.resume[1].tensors)
+        restore(group, job.train, trainer.network, job.rank, job.world, job.resume[1].tensors)
     try:
-        result = trainer.step_over(turn.parts, step.segment)
+        result = trainer.step_over(group.parts, step.segment)
     except TrainingError as error:
         raise job.explain(error, step) from error
-    if step.ends_turn:
-        trainer.position = turn.stop
+    if step.ends_group:
+        trainer.position = group.stop
     return result
 
 
@@ -132,8 +132,8 @@ def snapshot(job: Job, trainer: Trainer, step: Step, rules: Rules, meter: Meter,
     )
     numbers, tensors = trainer.state()
     numbers |= {"place": asdict(step.place), "rules": rules.state(), "meter": meter.state()}
-    if not step.ends_turn:
-        tensors |= gathered(step.turn, job.train, trainer.network, job.rank, job.world, job.reduce)
+    if not step.ends_group:
+        tensors |= gathered(step.group, job.train, trainer.network, job.rank, job.world, job.reduce)
     return Report(step.number, metrics, bundle, TrainingState(numbers, tensors), ended is not None, ended or "")
 
 

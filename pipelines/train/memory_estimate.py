@@ -25,7 +25,7 @@ from model.training.optimizers import SLOTS
 from pipelines.cluster.machine import memory_bytes
 from pipelines.config import RunConfig
 from pipelines.ingest.batches import KEPT_BYTES
-from pipelines.ingest.fitted_data import Prepared
+from pipelines.ingest.fitted_data import FittedData
 from pipelines.ingest.prefetch import AHEAD_BATCHES
 from pipelines.train.loop import plans
 from pipelines.train.validation import KEPT_VALIDATION_BYTES
@@ -88,7 +88,7 @@ def estimate(
     )
 
 
-def estimate_of(config: RunConfig, prepared: Prepared, world: int) -> Estimate:
+def estimate_of(config: RunConfig, prepared: FittedData, world: int) -> Estimate:
     """`estimate` of a run's data."""
     train, validation = plans(config, prepared.train, prepared.validation)
     return estimate(config, prepared.columns, prepared.label, train, validation, world)

@@ -42,9 +42,9 @@ def told_where(directory: str, error: TrainingError) -> TrainingError:
 
 def rows_of(plan: Plan, step: Step) -> np.ndarray:
     """Numbers of the global rows of a step, sorted: of an unrolled batch, those that reach its segment."""
-    rows = np.concatenate([piece.rows for piece in plan.pieces(0, 1, step.turn.start, step.turn.stop)])
+    rows = np.concatenate([piece.rows for piece in plan.pieces(0, 1, step.group.start, step.group.stop)])
     if step.segment:
-        rows = rows[plan.index.lengths[rows] > step.turn.parts[0].first_step(step.segment)]
+        rows = rows[plan.index.lengths[rows] > step.group.parts[0].first_step(step.segment)]
     return np.sort(rows)
 
 

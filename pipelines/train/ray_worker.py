@@ -15,15 +15,13 @@ from model.bundle.run_directory import RUN_YAML
 from model.errors import DynamicRnnError, TrainingError
 from model.storage import exists, join
 from pipelines.config import RunConfig, run_config
-from pipelines.ingest import batches as batching
-from pipelines.ingest.fitted_data import load_prepared
+from pipelines.ingest.batches import batches
+from pipelines.ingest.fitted_data import load_fitted
 from pipelines.ingest.read_task import RowReader
-from pipelines.supervision.driver_channel import Telemetry
-from pipelines.supervision.heartbeat import Pulse
-from pipelines.train import loop as worker
-from pipelines.train import memory_estimate as memory
-from pipelines.train import retention as keeping
-from pipelines.train.checkpoints import latest_checkpoint, remove_untold, tell, write_checkpoint
+from pipelines.supervision.driver_channel import WorkerReports
+from pipelines.supervision.heartbeat import Heartbeat
+from pipelines.train import loop, memory_estimate, retention
+from pipelines.train.checkpoints import latest_checkpoint, remove_untold, report_to_ray, write_checkpoint
 from pipelines.train.failures import ERROR, record_error
 from pipelines.train.job import Job, Report
 from pipelines.train.nan_batch import told_where, write_nan_batch
@@ -37,27 +35,27 @@ def train_loop(settings: dict[str, Any]) -> None:
     if exists(join(config.directory, ERROR)):
         return
     try:
-        with settings["watch"].pulse() as pulse:
-            worker.run(job_of(config, settings["telemetry"], pulse, gpu=settings["gpu"]))
+        with settings["watch"].heartbeat() as heartbeat:
+            loop.run(job_of(config, settings["telemetry"], heartbeat, gpu=settings["gpu"]))
     except DynamicRnnError as error:
         record_error(config.directory, error)
         raise
 
 
-def job_of(config: RunConfig, telemetry: Telemetry, pulse: Pulse, *, gpu: bool) -> Job:
+def job_of(config: RunConfig, telemetry: WorkerReports, heartbeat: Heartbeat, *, gpu: bool) -> Job:
     """This worker's job: its rank of the plan, Ray Data's batches, and reports to Ray Train."""
     import torch
 
     torch.set_num_threads(config.resources.cpus_per_worker)
     context = ray.train.get_context()
     start = read_start(config)
-    prepared = in_columns_of(load_prepared(config.directory), start)
-    train_plan, validation_plan = worker.plans(config, prepared.train, prepared.validation)
+    prepared = in_columns_of(load_fitted(config.directory), start)
+    train_plan, validation_plan = loop.plans(config, prepared.train, prepared.validation)
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device() if gpu else torch.device("cpu")
-    reduce = pulse.meet(sum_over_workers) if world > 1 else None
-    needed = memory.estimate_of(config, prepared, world)
-    memory.require_here(needed, device, context.get_local_world_size())
+    reduce = heartbeat.at_sync_point(sum_over_workers) if world > 1 else None
+    needed = memory_estimate.estimate_of(config, prepared, world)
+    memory_estimate.require_here(needed, device, context.get_local_world_size())
     if rank == 0:
         remove_untold(join(config.directory, RAY_RUN))
     return Job(
@@ -66,13 +64,13 @@ def job_of(config: RunConfig, telemetry: Telemetry, pulse: Pulse, *, gpu: bool) 
         label=prepared.label,
         train=train_plan,
         validation=validation_plan,
-        batches=pulse.over(
+        batches=heartbeat.over(
             partial(rank_batches, RowReader(prepared.columns, prepared.label), rank, world, config.plugins, device),
             train_plan,
         ),
-        report=partial(report, config, rank, telemetry, pulse),
-        checkpoint=partial(checkpoint, config, rank, pulse),
-        progress=lambda progress: telemetry.progress(asdict(progress)),  # plain: the mailbox need not import torch
+        report=partial(report, config, rank, telemetry, heartbeat),
+        checkpoint=partial(checkpoint, config, rank, heartbeat),
+        progress=lambda progress: telemetry.progress(asdict(progress)),  # plain: the channel need not import torch
         explain=partial(explain, config, rank, device, reduce, train_plan),
         reduce=reduce,
         rank=rank,
@@ -87,8 +85,8 @@ def job_of(config: RunConfig, telemetry: Telemetry, pulse: Pulse, *, gpu: bool) 
 def rank_batches(
     reader: RowReader, rank: int, world: int, plugins: tuple[str, ...], device: Any, plan: Any, start: int, stop: int
 ) -> Iterator[Any]:
-    """`worker.Batches` over Ray Data."""
-    return batching.batches(plan, reader, rank, world, start, stop, plugins, device)
+    """`Batches` over Ray Data."""
+    return batches(plan, reader, rank, world, start, stop, plugins, device)
 
 
 def sum_over_workers(buffer: Any) -> None:
@@ -114,19 +112,19 @@ def provenance(config: RunConfig, workers: int | None = None) -> dict[str, Any]:
     }
 
 
-def report(config: RunConfig, rank: int, telemetry: Telemetry, pulse: Pulse, report: Report) -> None:
+def report(config: RunConfig, rank: int, telemetry: WorkerReports, heartbeat: Heartbeat, report: Report) -> None:
     """A validation: every rank comes here; rank 0 keeps bundle and metrics, and makes a checkpoint."""
     if rank == 0:
-        keeping.keep(config.directory, report, config.train)
-    checkpoint(config, rank, pulse, report)
+        retention.retain(config.directory, report, config.train)
+    checkpoint(config, rank, heartbeat, report)
     if rank == 0:
         telemetry.report(report.metrics)
 
 
-def checkpoint(config: RunConfig, rank: int, pulse: Pulse, report: Report) -> None:
+def checkpoint(config: RunConfig, rank: int, heartbeat: Heartbeat, report: Report) -> None:
     """A checkpoint with Ray Train: a barrier, every rank comes here; rank 0 writes."""
     made = write_checkpoint(join(config.directory, RAY_RUN), report) if rank == 0 else None
-    tell(pulse.meet(ray.train.report), report.metrics, made)
+    report_to_ray(heartbeat.at_sync_point(ray.train.report), report.metrics, made)
 
 
 def explain(

@@ -23,7 +23,7 @@ ENDED = "ended.json"
 Metrics = dict[str, float]
 
 
-def keep(directory: str, report: Report, settings: RunTrainConfig) -> None:
+def retain(directory: str, report: Report, settings: RunTrainConfig) -> None:
     """Writes the bundle and the metrics of a validation; removes bundles that are neither among the best nor latest."""
     lines = [*read_metrics(directory, report.step), report.metrics]
     latest = bundle_name(report.step)

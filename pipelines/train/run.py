@@ -25,21 +25,20 @@ from model.bundle.run_directory import CHECKPOINTS as RAY_RUN
 from model.errors import ConfigError
 from model.settings import dump_yaml
 from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
-from pipelines.cluster import malloc as allocation
+from pipelines.cluster import malloc
 from pipelines.cluster.capacity import available_gpus, node_memories, preflight_workers
 from pipelines.cluster.worker_count import settled
 from pipelines.config import RunConfig
-from pipelines.ingest import scan as ingest
 from pipelines.ingest.fit_cache import fitted_data
-from pipelines.ingest.fitted_data import Prepared
-from pipelines.supervision.driver_channel import Mailbox, Telemetry, listening, mailbox
-from pipelines.supervision.heartbeat import Watch
-from pipelines.supervision.ray_trainer import Trainer
+from pipelines.ingest.fitted_data import FittedData
+from pipelines.ingest.scan import Progress as ScanProgress
+from pipelines.supervision.driver_channel import DriverChannel, WorkerReports, delivering, driver_channel
+from pipelines.supervision.heartbeat import HeartbeatSpec
+from pipelines.supervision.ray_trainer import BoundedTorchTrainer
 from pipelines.supervision.watchdog import watching
 from pipelines.tracking.follower import Progress
 from pipelines.tracking.followers import Followed, followed
-from pipelines.train import memory_estimate as memory
-from pipelines.train import retention as keeping
+from pipelines.train import memory_estimate, retention
 from pipelines.train.failures import ERROR, interruptible, raise_recorded
 from pipelines.train.ray_worker import train_loop
 from pipelines.train.resume import check_resumable
@@ -64,7 +63,7 @@ def train(
     *,
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
-    on_scan: ingest.Progress | None = None,
+    on_scan: ScanProgress | None = None,
     on_report: Callable[[dict[str, float]], None] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> TrainResult:
@@ -80,22 +79,22 @@ def train(
     per_worker = (resources.cpus_per_worker, 1 if gpus else 0)
     preflight_workers(workers[0], *per_worker, wait_seconds=resources.start_timeout_seconds)
     open_run(config, resume=resume)
-    with mailbox() as box:
+    with driver_channel() as channel:
         prepared, began = fitted_data(config, resume=resume, progress=on_scan, say=say), time.monotonic()
         write_start(config, prepared)
         needed = tell_memory(config, prepared, workers, say)
         with followed(config, void_from(config.directory), on_progress, on_report) as told:
-            run_workers(config, workers, gpus, box, told)
+            run_workers(config, workers, gpus, channel, told)
             result = finished(config.directory)
             told.finish(result.bundle, result.fingerprint)
     return reported(config, prepared, result, time.monotonic() - began, needed)
 
 
-def run_workers(config: RunConfig, workers: tuple[int, int], gpus: int, box: Mailbox, told: Followed) -> None:
+def run_workers(config: RunConfig, workers: tuple[int, int], gpus: int, channel: DriverChannel, told: Followed) -> None:
     """Ray Train's workers until they have ended; raises what a worker has recorded, or what Ray Train has to say."""
     with (
-        listening(box, lambda plain: told.on_progress(Progress(**plain)), told.on_report) as telemetry,
-        watching(box, config.resources, workers) as watchdog,
+        delivering(channel, lambda plain: told.on_progress(Progress(**plain)), told.on_report) as telemetry,
+        watching(channel, config.resources, workers) as watchdog,
         interruptible(),
     ):
         try:
@@ -107,19 +106,19 @@ def run_workers(config: RunConfig, workers: tuple[int, int], gpus: int, box: Mai
     raise_recorded(config.directory)
 
 
-def tell_memory(config: RunConfig, prepared: Prepared, workers: tuple[int, int], say: Callable[[str], None]) -> str:
+def tell_memory(config: RunConfig, prepared: FittedData, workers: tuple[int, int], say: Callable[[str], None]) -> str:
     """Says what a worker needs (returned, too), and whether the nodes have so much; each worker then asks its own."""
     fewest, most = workers
-    needed = memory.estimate_of(config, prepared, fewest)
+    needed = memory_estimate.estimate_of(config, prepared, fewest)
     say(f"memory of a worker: {needed}")
     nodes = node_memories()
-    warning = memory.warning(needed, min(nodes), -(-most // len(nodes)), "a node")
+    warning = memory_estimate.warning(needed, min(nodes), -(-most // len(nodes)), "a node")
     if warning is not None:
         say(warning)
     return str(needed)
 
 
-def reported(config: RunConfig, prepared: Prepared, result: TrainResult, seconds: float, needed: str) -> TrainResult:
+def reported(config: RunConfig, prepared: FittedData, result: TrainResult, seconds: float, needed: str) -> TrainResult:
     """The result with its page, unless none is wanted."""
     if not config.tracking.report:
         return result
@@ -135,11 +134,13 @@ def void_from(directory: str) -> int:
     return steps[-1] + 1 if steps else 0
 
 
-def ray_trainer(config: RunConfig, workers: tuple[int, int], gpus: int, telemetry: Telemetry, watch: Watch) -> Trainer:
+def ray_trainer(
+    config: RunConfig, workers: tuple[int, int], gpus: int, telemetry: WorkerReports, watch: HeartbeatSpec
+) -> BoundedTorchTrainer:
     """Ray Train's part: where workers run, how often they are started again, and which checkpoints stay."""
     fewest, most = workers
     told = {"gpu": gpus > 0, "telemetry": telemetry, "watch": watch}
-    return Trainer(
+    return BoundedTorchTrainer(
         train_loop,
         start_seconds=config.resources.start_timeout_seconds,
         train_loop_config={"run": config.model_dump(mode="json"), **told},
@@ -151,7 +152,7 @@ def ray_trainer(config: RunConfig, workers: tuple[int, int], gpus: int, telemetr
         ),
         run_config=ray.train.RunConfig(
             name=RAY_RUN,
-            worker_runtime_env={"env_vars": allocation.environment()},
+            worker_runtime_env={"env_vars": malloc.environment()},
             storage_path=config.directory,
             failure_config=ray.train.FailureConfig(max_failures=config.resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
@@ -163,7 +164,7 @@ def finished(directory: str) -> TrainResult:
     """The result of a run that has come to its end."""
     path = resolve_bundle(directory)
     bundle = load_bundle(path)
-    return TrainResult(directory, path, bundle.fingerprint, bundle.metrics, keeping.why_ended(directory))
+    return TrainResult(directory, path, bundle.fingerprint, bundle.metrics, retention.why_ended(directory))
 
 
 def gpus_for(config: RunConfig, workers: int | None = None) -> int:

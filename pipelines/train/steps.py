@@ -1,7 +1,7 @@
 """The plan's batches as steps: one a batch, one a segment of it (`unroll_steps`), one a group (`accumulate_batches`).
 
-A turn is the batches that are computed together, segment by segment. Its steps are a pure function of the plan, so
-all workers make the same number of them, also those whose own rows have ended. A turn never crosses an epoch's end.
+A step group is the batches that are computed together, segment by segment. Its steps are a pure function of the plan,
+so all workers make the same number of them, also those whose own rows have ended. No group crosses an epoch's end.
 Knows no Ray, no network.
 """
 
@@ -16,12 +16,12 @@ import numpy as np
 from model.batches.collate import SequenceBatch
 from model.batches.plan import Plan
 from model.training.config import TrainConfig
-from model.training.truncation import Unrolling, segment_count
+from model.training.truncation import TruncatedBatch, segment_count
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a training stands: steps made, batches of the plan whose turns are over, segments made of the next turn."""
+class Position:
+    """Where a training stands: steps made, batches of the plan that are over, segments made of the next group."""
 
     step: int = 0
     batches: int = 0
@@ -29,86 +29,86 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Turn:
+class StepGroup:
     """This worker's parts of global batches `start` … `start + len(parts) − 1` of the plan."""
 
     start: int
-    parts: tuple[Unrolling, ...]
+    parts: tuple[TruncatedBatch, ...]
     segments: int
     ends_epoch: bool
 
     @property
     def stop(self) -> int:
-        """Batches of the plan that are over with this turn."""
+        """Batches of the plan that are over with this group."""
         return self.start + len(self.parts)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One segment of a turn. `number` counts the run's steps from 1, `batches` what of the plan is over after it."""
+    """One segment of a group. `number` counts the run's steps from 1, `batches` what of the plan is over after it."""
 
     number: int
-    turn: Turn
+    group: StepGroup
     segment: int
     last: bool
 
     @property
-    def ends_turn(self) -> bool:
+    def ends_group(self) -> bool:
         """Whether no state is carried beyond this step."""
-        return self.segment + 1 == self.turn.segments
+        return self.segment + 1 == self.group.segments
 
     @property
     def ends_epoch(self) -> bool:
         """Whether all rows of an epoch have been computed."""
-        return self.ends_turn and self.turn.ends_epoch
+        return self.ends_group and self.group.ends_epoch
 
     @property
     def batches(self) -> float:
         """Batches of the plan that are over after this step, with the fraction of those that are not."""
-        return self.turn.start + len(self.turn.parts) * (self.segment + 1) / self.turn.segments
+        return self.group.start + len(self.group.parts) * (self.segment + 1) / self.group.segments
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Position:
         """From where to go on after this step."""
-        if self.ends_turn:
-            return Place(self.number, self.turn.stop)
-        return Place(self.number, self.turn.start, self.segment + 1)
+        if self.ends_group:
+            return Position(self.number, self.group.stop)
+        return Position(self.number, self.group.start, self.segment + 1)
 
     def sizes(self) -> tuple[int, int]:
         """(real steps, padded steps) that this worker computes."""
-        sizes = [part.sizes(self.segment) for part in self.turn.parts]
+        sizes = [part.sizes(self.segment) for part in self.group.parts]
         return sum(real for real, _ in sizes), sum(padded for _, padded in sizes)
 
 
 def steps(
-    plan: Plan, batches: Iterator[SequenceBatch | None], settings: TrainConfig, place: Place, stop: int
+    plan: Plan, batches: Iterator[SequenceBatch | None], settings: TrainConfig, place: Position, stop: int
 ) -> Iterator[Step]:
     """The steps from `place` to the budget's end; `batches` are this worker's from `place.batches` to `stop`."""
     number, segment = place.step, place.segment
-    for turn in turns(plan, batches, settings, place.batches, stop):
-        for each in range(segment, turn.segments):
+    for step_group in step_groups(plan, batches, settings, place.batches, stop):
+        for each in range(segment, step_group.segments):
             number += 1
-            ends = turn.stop == stop and each + 1 == turn.segments if settings.steps is None else False
-            yield Step(number, turn, each, last=ends or number == settings.steps)
+            ends = step_group.stop == stop and each + 1 == step_group.segments if settings.steps is None else False
+            yield Step(number, step_group, each, last=ends or number == settings.steps)
             if number == settings.steps:
                 return
         segment = 0
 
 
-def turns(
+def step_groups(
     plan: Plan, batches: Iterator[SequenceBatch | None], settings: TrainConfig, start: int, stop: int
-) -> Iterator[Turn]:
+) -> Iterator[StepGroup]:
     """The batches in groups, each with the number of segments that the longest row of any worker needs."""
     unroll = settings.unroll_steps
     longest = repeat(0) if unroll is None else longest_rows(plan, start, stop)
-    parts: list[Unrolling] = []
+    parts: list[TruncatedBatch] = []
     segments = 1
     for position, (batch, row_steps) in enumerate(zip(batches, longest, strict=False), start + 1):
-        parts.append(Unrolling(position, batch, unroll))
+        parts.append(TruncatedBatch(position, batch, unroll))
         segments = max(segments, segment_count(row_steps, unroll))
         ends_epoch = plan.place(position)[1] == 0
         if ends_epoch or position == stop or len(parts) == settings.accumulate_batches:
-            yield Turn(position - len(parts), tuple(parts), segments, ends_epoch)
+            yield StepGroup(position - len(parts), tuple(parts), segments, ends_epoch)
             parts, segments = [], 1
 
 
@@ -124,7 +124,7 @@ def longest_rows(plan: Plan, start: int, stop: int) -> Iterator[int]:
         waiting = waiting[rows:]
 
 
-def stop_batch(plan: Plan, settings: TrainConfig, place: Place) -> int:
+def stop_batch(plan: Plan, settings: TrainConfig, place: Position) -> int:
     """The batch of the plan at which the budget is used up: of epochs exactly, of steps at the latest."""
     if settings.steps is None:
         return plan.first_step(settings.epochs or 1)
@@ -133,8 +133,8 @@ def stop_batch(plan: Plan, settings: TrainConfig, place: Place) -> int:
         return batch + left
     while left > 0:
         epoch_stop = plan.first_step(plan.place(batch)[0] + 1)
-        turns_left = min(left, -(-(epoch_stop - batch) // group))
-        batch, left = min(batch + turns_left * group, epoch_stop), left - turns_left
+        groups_left = min(left, -(-(epoch_stop - batch) // group))
+        batch, left = min(batch + groups_left * group, epoch_stop), left - groups_left
     return batch
 
 
@@ -146,7 +146,7 @@ def total_steps(plan: Plan, settings: TrainConfig, step: Step | None = None) -> 
 
 
 def epoch_steps(plan: Plan, settings: TrainConfig, epoch: int = 0) -> int:
-    """Steps of an epoch: of each turn as many as its longest row has segments."""
+    """Steps of an epoch: of each group as many as its longest row has segments."""
     start, stop, group = plan.first_step(epoch), plan.first_step(epoch + 1), settings.accumulate_batches
     if settings.unroll_steps is None:
         return -(-(stop - start) // group)
@@ -155,6 +155,6 @@ def epoch_steps(plan: Plan, settings: TrainConfig, epoch: int = 0) -> int:
 
 
 def epochs_at(plan: Plan, step: Step) -> float:
-    """Epochs passed after a step, with the fraction of a turn's batches that are not over."""
-    begin, end = plan.epochs_at(step.turn.start), plan.epochs_at(step.turn.stop)
-    return end if step.ends_turn else begin + (end - begin) * (step.segment + 1) / step.turn.segments
+    """Epochs passed after a step, with the fraction of a group's batches that are not over."""
+    begin, end = plan.epochs_at(step.group.start), plan.epochs_at(step.group.stop)
+    return end if step.ends_group else begin + (end - begin) * (step.segment + 1) / step.group.segments

@@ -16,12 +16,12 @@ from model.storage import exists, join
 from pipelines.config import RunConfig
 
 if TYPE_CHECKING:
-    from pipelines.ingest.fitted_data import Prepared
+    from pipelines.ingest.fitted_data import FittedData
 
 START = "start"
 
 
-def write_start(config: RunConfig, prepared: Prepared) -> None:
+def write_start(config: RunConfig, prepared: FittedData) -> None:
     """Writes what the run starts from, if it is a bundle and not written yet; errors as
     `model.bundle.warm_start.started`."""
     path = join(config.directory, START)
@@ -45,6 +45,6 @@ def read_start(config: RunConfig) -> Bundle | None:
     return None if config.train.warm_start is None else load_bundle(join(config.directory, START))
 
 
-def in_columns_of(prepared: Prepared, start: Bundle | None) -> Prepared:
+def in_columns_of(prepared: FittedData, start: Bundle | None) -> FittedData:
     """The run's data in the columns and classes that the start knows them by."""
     return prepared if start is None else replace(prepared, columns=start.columns, label=start.label)

@@ -135,7 +135,7 @@ def encode_arrow(request: RequestRows, scored: Scored, state_fields: list[pa.Fie
     if errors:
         place = {number: row for row, number in enumerate(request.good) if row not in scored.errors}
         table = table.take(pa.array([place.get(number) for number in range(request.rows)], pa.int64()))
-    told = [_told(errors.get(number)) for number in range(request.rows)]
+    told = [_error_text(errors.get(number)) for number in range(request.rows)]
     table = table.append_column(ERROR, pa.array(told, pa.string()))
     table = table.replace_schema_metadata({"model": fingerprint})
     sink = pa.BufferOutputStream()
@@ -145,7 +145,7 @@ def encode_arrow(request: RequestRows, scored: Scored, state_fields: list[pa.Fie
     return answer
 
 
-def _told(error: DataError | None) -> str | None:
+def _error_text(error: DataError | None) -> str | None:
     if error is None:
         return None
     told = row_error(error)

@@ -20,7 +20,7 @@ from model.tables.arrow_lists import Array, is_list, plain, unnest
 from serve.config import LimitsConfig
 from serve.wire.errors import RequestError, row_error
 from serve.wire.inputs import Inputs, RequestRows, check_count
-from serve.wire.json_values import CellError, Leaf, ListOf, cell_of, shown
+from serve.wire.json_values import ListReader, ScalarReader, ValueRefused, quoted, reader_of
 
 _SEQUENCE_KEYS = ("features", "state")
 
@@ -38,8 +38,8 @@ class JsonDecoder:
     def __init__(self, inputs: Inputs, limits: LimitsConfig) -> None:
         self.inputs = inputs
         self.limits = limits
-        self._cells = {each.name: cell_of(each.type, limits.max_string_length) for each in inputs.schema}
-        self._state = {each.name: cell_of(each.type, 0) for each in inputs.state.arrow_fields()}
+        self._cells = {each.name: reader_of(each.type, limits.max_string_length) for each in inputs.schema}
+        self._state = {each.name: reader_of(each.type, 0) for each in inputs.state.arrow_fields()}
         self._state_schema = pa.schema([*inputs.schema, *inputs.state.arrow_fields()])
 
     def decode(self, body: bytes) -> RequestRows:
@@ -72,13 +72,13 @@ class JsonDecoder:
 
     def _row(self, sequence: object) -> _Row:
         if not isinstance(sequence, dict):
-            raise DataError(f"a sequence must be an object with features, but is {shown(sequence)}")
+            raise DataError(f"a sequence must be an object with features, but is {quoted(sequence)}")
         if unknown := [key for key in sequence if key not in _SEQUENCE_KEYS]:
             meant = did_you_mean(unknown[0], _SEQUENCE_KEYS)
-            raise DataError(f"a sequence has features and state, but this has {shown(unknown[0])}{meant}")
+            raise DataError(f"a sequence has features and state, but this has {quoted(unknown[0])}{meant}")
         features = sequence.get("features")
         if not isinstance(features, dict):
-            raise DataError(f"features must be an object with a value for each column, but is {shown(features)}")
+            raise DataError(f"features must be an object with a value for each column, but is {quoted(features)}")
         values = self._features(features)
         steps = self._steps(values)
         return _Row(values, self._read_state(sequence.get("state")), steps)
@@ -122,7 +122,7 @@ class JsonDecoder:
         if state is None:
             return None
         if not isinstance(state, dict):
-            raise StateError(f"state must be an object with {', '.join(self._state)}, but is {shown(state)}")
+            raise StateError(f"state must be an object with {', '.join(self._state)}, but is {quoted(state)}")
         if unknown := [name for name in state if name not in self._state]:
             raise StateError(
                 f"is not a part of this model's state, which has {', '.join(self._state)}", column=unknown[0]
@@ -146,14 +146,14 @@ def _sequences(body: bytes) -> list[Any]:
     if not isinstance(sequences, list):
         raise RequestError(422, 'the body must be an object {"sequences": [...]} with a list of sequences')
     if unknown := [key for key in request if key != "sequences"]:
-        raise RequestError(422, f"the body must hold sequences and nothing else, but holds {shown(unknown[0])}")
+        raise RequestError(422, f"the body must hold sequences and nothing else, but holds {quoted(unknown[0])}")
     return sequences
 
 
-def _read(cell: Leaf | ListOf, value: object, name: str) -> Any:
+def _read(cell: ScalarReader | ListReader, value: object, name: str) -> Any:
     try:
         return cell.read(value)
-    except CellError as error:
+    except ValueRefused as error:
         raise DataError(str(error), column=name) from error
 
 

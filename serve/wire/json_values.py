@@ -19,12 +19,12 @@ _SHOWN_CHARACTERS = 40
 _NULL = {type(None)}
 
 
-class CellError(ValueError):
+class ValueRefused(ValueError):
     """What is wrong with a value: a phrase that follows the column's name."""
 
 
 @dataclass(frozen=True)
-class Leaf:
+class ScalarReader:
     """A single value or null; `types` are Python's types of the JSON values that may stand there."""
 
     word: str
@@ -34,7 +34,7 @@ class Leaf:
     def read(self, value: object) -> Any:
         """The value; a number as a float."""
         if fault := self._fault(value):
-            raise CellError(fault)
+            raise ValueRefused(fault)
         return float(value) if float in self.types and isinstance(value, int) else value
 
     def read_list(self, values: list[Any]) -> list[Any]:
@@ -43,7 +43,7 @@ class Leaf:
         if types <= self.types and self._fine(values, types):
             return [self.read(value) for value in values] if float in self.types and int in types else values
         index, fault = next((i, fault) for i, value in enumerate(values) if (fault := self._fault(value)))
-        raise CellError(f"item {index} {fault}")
+        raise ValueRefused(f"item {index} {fault}")
 
     def _fine(self, values: list[Any], types: set[type]) -> bool:
         present = [value for value in values if value is not None]
@@ -59,7 +59,7 @@ class Leaf:
         if value is None:
             return None
         if type(value) not in self.types:
-            return f"must be {self.word}, but is {shown(value)}"
+            return f"must be {self.word}, but is {quoted(value)}"
         if isinstance(value, str) and len(value) > self.max_string_length:
             return f"must be a string of at most {self.max_string_length} characters, but has {len(value)}"
         if isinstance(value, float) and not math.isfinite(value):
@@ -70,10 +70,10 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class ListOf:
+class ListReader:
     """A list or null; of `width` items where that is given."""
 
-    item: Leaf | ListOf
+    item: ScalarReader | ListReader
     width: int | None
 
     def read(self, value: object) -> Any:
@@ -81,9 +81,9 @@ class ListOf:
         if value is None:
             return None
         if not isinstance(value, list):
-            raise CellError(f"must be {self.word}, but is {shown(value)}")
+            raise ValueRefused(f"must be {self.word}, but is {quoted(value)}")
         if self.width is not None and len(value) != self.width:
-            raise CellError(f"must be {self.word}, but has {len(value)} items")
+            raise ValueRefused(f"must be {self.word}, but has {len(value)} items")
         return self.item.read_list(value)
 
     def read_list(self, values: list[Any]) -> list[Any]:
@@ -92,31 +92,31 @@ class ListOf:
         for index, value in enumerate(values):
             try:
                 read.append(self.read(value))
-            except CellError as error:
-                raise CellError(f"item {index}{',' * str(error).startswith('item')} {error}") from error
+            except ValueRefused as error:
+                raise ValueRefused(f"item {index}{',' * str(error).startswith('item')} {error}") from error
         return read
 
     @property
     def word(self) -> str:
         """What must stand there."""
-        items = "lists" if isinstance(self.item, ListOf) else f"{self.item.word.split()[-1]}s"
+        items = "lists" if isinstance(self.item, ListReader) else f"{self.item.word.split()[-1]}s"
         return f"a list of {items}" if self.width is None else f"a list of {self.width} {items}"
 
 
-def cell_of(arrow_type: pa.DataType, max_string_length: int) -> Leaf | ListOf:
+def reader_of(arrow_type: pa.DataType, max_string_length: int) -> ScalarReader | ListReader:
     """How JSON values of an Arrow type are read."""
     if is_list(arrow_type):
         width = arrow_type.list_size if pa.types.is_fixed_size_list(arrow_type) else None
-        return ListOf(cell_of(arrow_type.value_type, max_string_length), width)
+        return ListReader(reader_of(arrow_type.value_type, max_string_length), width)
     if pa.types.is_floating(arrow_type):
-        return Leaf("a number", frozenset({int, float}), max_string_length)
+        return ScalarReader("a number", frozenset({int, float}), max_string_length)
     if pa.types.is_integer(arrow_type):
-        return Leaf("an integer", frozenset({int}), max_string_length)
+        return ScalarReader("an integer", frozenset({int}), max_string_length)
     assert pa.types.is_string(arrow_type), f"a model reads numbers, integers and strings, not {arrow_type}"
-    return Leaf("a string", frozenset({str}), max_string_length)
+    return ScalarReader("a string", frozenset({str}), max_string_length)
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """A value as a message quotes it: short, and null, true and false as JSON writes them."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

@@ -34,7 +34,7 @@ from model import (
 from model.batches.collate import SequenceBatch, collate
 from model.estimator.arguments import declare
 from model.estimator.inputs import rows_of
-from model.estimator.learned import Learned, StepInfo, save, start
+from model.estimator.learned import StepInfo, TrainedModel, save, start
 from model.estimator.row_sources import Encoder
 from model.network.network import RnnNetwork
 from model.scan.fit import fit_columns
@@ -120,7 +120,7 @@ class Fixture:
         problem, prediction = ProblemType[case["problem_type"]], PredictionType[case["prediction_type"]]
         return DynamicRnnEstimator(problem, prediction, **(settings | options))
 
-    def _learned(self, **options: Any) -> Learned:
+    def _learned(self, **options: Any) -> TrainedModel:
         """Our model with the fixture's initial weights."""
         declared = declare(self.estimator(**options).get_params())
         table = rows_of(self.features, self.labels, declared.model).table

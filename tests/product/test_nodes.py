@@ -25,7 +25,7 @@ import pytest
 from model.batches.plan import DataIndex
 from model.bundle.bundle import load_bundle
 from model.scoring.scorer import Scorer
-from pipelines.ingest.fitted_data import load_prepared
+from pipelines.ingest.fitted_data import load_fitted
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, EVERY = 30, 6
@@ -227,7 +227,7 @@ def test_elastic_training_goes_on_with_fewer_nodes_and_grows_back(
     open_gate(here, STEPS)
     assert training.exit_code() == 0, training.told
     assert training.steps() == list(range(EVERY, STEPS + 1, EVERY))
-    check_each_row_once_an_epoch(here, load_prepared(str(training.directory)).train)
+    check_each_row_once_an_epoch(here, load_fitted(str(training.directory)).train)
     check_trained_alike(training.directory, here / "runs" / "unharmed")
 
 

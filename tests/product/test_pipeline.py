@@ -26,10 +26,10 @@ from pipelines.evaluate import evaluate
 from pipelines.ingest import batches as batching
 from pipelines.ingest import scan as ingest
 from pipelines.ingest.batches import batches
-from pipelines.ingest.fitted_data import load_prepared
+from pipelines.ingest.fitted_data import load_fitted
 from pipelines.ingest.read_task import RowReader
 from pipelines.predict.run import predict
-from pipelines.train import loop as worker
+from pipelines.train import loop
 from pipelines.train.job import Job, Report
 from pipelines.train.run import train
 from tune.trial import direct_batches
@@ -125,15 +125,15 @@ def test_ray_datas_tasks_feed_a_worker_with_what_a_loop_of_our_own_reads(
         where="run.yaml",
     )
     result = train(config)
-    prepared = load_prepared(config.directory)
+    prepared = load_fitted(config.directory)
     assert encoded_bytes(prepared.train, prepared.columns) > batching.SMALL_BYTES
     reports: list[Report] = []
-    plan, _ = worker.plans(config, prepared.train, None)
+    plan, _ = loop.plans(config, prepared.train, None)
     read = partial(direct_batches, RowReader(prepared.columns, prepared.label))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker: with more, sums round otherwise
     try:
-        worker.run(Job(config, prepared.columns, prepared.label, plan, None, read, reports.append))
+        loop.run(Job(config, prepared.columns, prepared.label, plan, None, read, reports.append))
     finally:
         torch.set_num_threads(threads)
     assert reports[-1].bundle.fingerprint == result.fingerprint
@@ -179,7 +179,7 @@ def test_a_loss_that_is_no_number_ends_training_with_one_line(make_run: Callable
 def test_every_row_is_computed_once_an_epoch_on_any_number_of_workers(
     make_run: Callable[..., RunConfig], world: int
 ) -> None:
-    prepared = ingest.prepare_run(make_run())
+    prepared = ingest.fit_data(make_run())
     plan = Plan(prepared.train, batch_sequences=8, seed=3, window_batches=2)
     reader = RowReader(prepared.columns, prepared.label)
     steps = 2 * plan.steps_per_epoch
@@ -200,7 +200,7 @@ def test_every_row_is_computed_once_an_epoch_on_any_number_of_workers(
 def test_kept_rows_give_the_batches_that_reading_again_gives(
     make_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = ingest.prepare_run(make_run())
+    prepared = ingest.fit_data(make_run())
     plan = Plan(prepared.train, batch_sequences=8, seed=3, window_batches=2)
     reader = RowReader(prepared.columns, prepared.label)
     kept = list(batches(plan, reader, 1, 2, 3, 2 * plan.steps_per_epoch))
@@ -211,7 +211,7 @@ def test_kept_rows_give_the_batches_that_reading_again_gives(
 
 
 def test_only_what_is_small_as_a_whole_is_read_without_a_pipeline(make_run: Callable[..., RunConfig]) -> None:
-    prepared = ingest.prepare_run(make_run())
+    prepared = ingest.fit_data(make_run())
     reader, index = RowReader(prepared.columns, prepared.label), prepared.train
     first = index.fragments[0]
 
@@ -238,7 +238,7 @@ def check_same(ours: list[Any], theirs: list[Any]) -> None:
 
 
 def test_an_entity_never_straddles_the_validation_split(make_run: Callable[..., RunConfig], data: Path) -> None:
-    prepared = ingest.prepare_run(make_run())
+    prepared = ingest.fit_data(make_run())
     keys = np.array(pa.concat_tables(pq.read_table(file) for file in sorted(data.iterdir()))["key"].to_pylist())
     assert prepared.validation is not None
     assert prepared.train.selected is not None

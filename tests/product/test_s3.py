@@ -26,7 +26,7 @@ from model.storage.search import find_files
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
 from model.tables.parquet import find, find_fragments, is_stored, read_fragment
-from model.tables.slices import Block, read_slices
+from model.tables.slices import SlicedRowGroup, read_slices
 from pipelines.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,7 +189,7 @@ def test_refused_credentials_are_told_at_once(
 @pytest.mark.usefixtures("refused")
 def test_credentials_that_expire_while_reading_are_no_damage(bucket: str) -> None:
     fragment = Fragment(storage.join(bucket, "secret", "a.parquet"), 0, 1)
-    block = Block(fragment, "a.parquet", 0, 1, 0)
+    block = SlicedRowGroup(fragment, "a.parquet", 0, 1, 0)
     for read in (lambda: read_fragment(fragment, ["x"]), lambda: list(read_slices(block, ["x"]))):
         with pytest.raises(DecodeError, match=r"row group 0 cannot be read: access was refused \(.*; check the cred"):
             read()

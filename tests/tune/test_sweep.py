@@ -26,10 +26,10 @@ from model.scoring.metrics import results, table_metrics
 from model.tables.fragments import Fragment
 from pipelines.config import RunConfig, load_run, run_config
 from pipelines.ingest import batches as batching
-from pipelines.ingest.fitted_data import load_prepared
+from pipelines.ingest.fitted_data import load_fitted
 from pipelines.ingest.read_task import RowReader
 from pipelines.tracking.run_list import list_runs
-from pipelines.train import loop as worker
+from pipelines.train import loop
 from pipelines.train.job import Job, Report
 from tune.config import tune_config
 from tune.points import trial_run
@@ -127,12 +127,12 @@ def test_the_best_bundle_scores_the_validation_rows_as_the_trial_said(
 
 def test_a_trial_is_what_the_training_loop_makes_of_its_settings(swept: tuple[RunConfig, SweepResult]) -> None:
     config, result = swept
-    prepared = load_prepared(config.directory)
+    prepared = load_fitted(config.directory)
     run = trial_run(config, tune_config(config), result.best.settings)
     reports: list[Report] = []
-    train, validation = worker.plans(run, prepared.train, prepared.validation)
+    train, validation = loop.plans(run, prepared.train, prepared.validation)
     batches = partial(direct_batches, RowReader(prepared.columns, prepared.label))
-    worker.run(Job(run, prepared.columns, prepared.label, train, validation, batches, reports.append))
+    loop.run(Job(run, prepared.columns, prepared.label, train, validation, batches, reports.append))
     assert {report.step: report.bundle.fingerprint for report in reports}[result.best.step] == result.fingerprint
 
 
@@ -245,7 +245,7 @@ def test_reading_in_the_trial_gives_the_batches_of_ray_data(
     monkeypatch.setattr(tune.trial, "KEPT_BYTES", kept_bytes)
     monkeypatch.setattr(batching, "KEPT_BYTES", 0)
     config, _ = swept
-    prepared = load_prepared(config.directory)
+    prepared = load_fitted(config.directory)
     plan = Plan(prepared.train, 5, seed=3, window_batches=2, shuffle=shuffle)
     reader = RowReader(prepared.columns, prepared.label)
     stop = 2 * plan.steps_per_epoch

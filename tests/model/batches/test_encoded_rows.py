@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from model.batches.arrow_transport import from_arrow, to_arrow
 from model.batches.encode import encode_rows
 from model.batches.encoded_rows import EncodedRows, concat
-from model.batches.reorder import gather
+from model.batches.reorder import take_across
 from model.columns import ColumnsConfig
 from model.features.categorical import FittedIdentity, FittedVocabulary
 from model.features.encoded import Encoded
@@ -266,7 +266,7 @@ def test_gathered_parts_hold_their_rows_in_the_order_asked_for(
     places = random.sample(range(len(whole)), random.randint(0, len(whole)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("model.batches.reorder.SHORT_STEPS", short_steps)
-        found = gather([encode(part) for part in parts], np.array(places, np.int64))
+        found = take_across([encode(part) for part in parts], np.array(places, np.int64))
     assert as_python(found) == [whole[place] for place in places]
 
 
@@ -275,11 +275,11 @@ def test_gathering_joins_parts_that_differ_in_what_they_hold(monkeypatch: pytest
     schema = SCHEMA.set(2, pa.field("word", pa.list_(pa.list_(pa.string()))))
     several = encode_rows(pa.Table.from_pylist([OTHER | {"word": [["a", "b"]]}], schema), COLUMNS)
     single = encode_rows(pa.Table.from_pylist([OTHER], SCHEMA), COLUMNS)
-    gathered = gather([single, several, single], np.array([1, 2, 0]))
+    gathered = take_across([single, several, single], np.array([1, 2, 0]))
     assert entries(gathered.sequence["vocabulary:word"]) == [[0, 1], [1], [1]]
     without = encode_rows(pa.Table.from_pylist([OTHER], SCHEMA).drop_columns(["rnn_cell_state_0"]), COLUMNS, LABEL)
     with_state = encode_rows(pa.Table.from_pylist([OTHER], SCHEMA), COLUMNS, LABEL, STATE)
-    state = gather([without, with_state], np.array([1, 0])).state
+    state = take_across([without, with_state], np.array([1, 0])).state
     assert state is not None
     assert state[0].tolist() == [[9, 9], [0, 0]]
 

@@ -30,12 +30,12 @@ from model.config import ModelConfig
 from model.errors import ConfigError, DataError
 from model.features.fitted_columns import FittedColumns, column_stats
 from model.features.labels import FittedLabel
-from model.network.column_layers import Represent
+from model.network.column_layers import ColumnLayer
 from model.network.network import InputLayer, RnnNetwork, build_network
 from model.settings import build
 from model.training.config import OptimizerConfig
 from model.training.trainer import Trainer
-from model.training.truncation import Unrolling
+from model.training.truncation import TruncatedBatch
 
 LABEL = FittedLabel(name="y", problem_type="linear_regression", prediction_type="multiple_value")
 IDS = sparse_column_with_integerized_feature("i", 6)
@@ -294,7 +294,7 @@ def test_several_workers_add_up_to_one_with_a_shared_table() -> None:
     together.step(collate(rows))
     other = Trainer(network, LABEL, OptimizerConfig(), seed=1)
     rest = collate(rows.slice(1, 2))
-    other._accumulate(Unrolling(1, rest), 0, rest)
+    other._accumulate(TruncatedBatch(1, rest), 0, rest)
     parts.reduce = lambda buffer: buffer.add_(other.flat.buffer)
     parts.step(collate(rows.slice(0, 1)))
     torch.testing.assert_close(parts.flat.weights, together.flat.weights)
@@ -366,4 +366,4 @@ def test_input_layers_know_their_width() -> None:
     columns = ColumnsConfig(sequence=(Numeric(name="x", missing=0, indicator=True), embedding_column(IDS, 3)))
     fitted = fitted_to(columns, table)
     assert InputLayer(fitted).width == 7
-    assert Represent(columns.ordered("sequence")[1], fitted).width == 4
+    assert ColumnLayer(columns.ordered("sequence")[1], fitted).width == 4

@@ -16,7 +16,7 @@ from model.columns import ColumnsConfig
 from model.features.fitted_columns import FittedColumns, column_stats
 from model.features.labels import FittedLabel
 from model.network.cells import Cell
-from model.network.column_layers import Represent
+from model.network.column_layers import ColumnLayer
 from model.network.dropout import DropoutKey, drop
 from model.network.network import InputLayer, RnnNetwork, build_network, logit_count
 from model.registry import BUILT_IN_CELLS
@@ -29,12 +29,12 @@ def columns_of(column: dict[str, Any], table: pa.Table) -> FittedColumns:
     return FittedColumns.fit(config, column_stats(table, config))
 
 
-def represent(**column: Any) -> Represent:
+def represent(**column: Any) -> ColumnLayer:
     """A representation over three ids."""
     fitted = columns_of(
         {"source": {"type": "identity", "name": "id", "buckets": 3}, **column}, pa.table({"id": [[[1]]]})
     )
-    return Represent(fitted.columns.sequence[0], fitted)
+    return ColumnLayer(fitted.columns.sequence[0], fitted)
 
 
 def test_one_hot_counts_each_id() -> None:
@@ -66,7 +66,7 @@ def test_no_ids_give_zeros_of_the_right_shape(column: dict[str, Any], shape: tup
 def test_a_number_on_an_edge_belongs_to_the_interval_above() -> None:
     column = {"type": "bucketized", "source": {"type": "numeric", "name": "x"}, "boundaries": [0, 2]}
     fitted = columns_of(column, pa.table({"x": [[[1.0, 1.0]]]}))
-    part = Represent(fitted.columns.sequence[0], fitted)
+    part = ColumnLayer(fitted.columns.sequence[0], fitted)
     found = part(torch.tensor([[[-0.5, 0.0], [1.9, 2.0]]]), torch.float32)
     assert found.tolist() == [[[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 1]]]
     assert part.width == 6
@@ -79,7 +79,7 @@ def test_embedding_tables_start_as_the_originals() -> None:
         pa.table({"id": [[1]]}),
     )
     torch.manual_seed(0)
-    weight = Represent(fitted.columns.sequence[0], fitted).weight.detach()
+    weight = ColumnLayer(fitted.columns.sequence[0], fitted).weight.detach()
     assert weight.abs().max() <= 2 / math.sqrt(400)
     assert abs(float(weight.std()) - 0.88 / math.sqrt(400)) < 0.002  # a normal cut at two deviations
 

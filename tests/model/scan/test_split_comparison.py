@@ -14,7 +14,7 @@ import pytest
 
 from model.config import ModelConfig
 from model.errors import DataError
-from model.features.ordered_merge import InOrder
+from model.features.ordered_merge import OrderedMerge
 from model.scan.fit import fit_merged
 from model.scan.fragment_scan import scan_table
 from model.scan.split_comparison import Comparison
@@ -44,7 +44,7 @@ def compared(config: ModelConfig, training: list[pa.Table], validation: list[pa.
     parts = [scan_table(table, config, None, fit=True, place="").stats for table in (*training, *validation)]
     found = []
     for order in itertools.permutations(range(len(parts))):
-        merged = InOrder()
+        merged = OrderedMerge()
         comparison = Comparison(config, merged, len(training), "v.parquet")
         for number in order:
             if number < len(training):
@@ -146,7 +146,7 @@ def test_a_run_over_two_paths_tells_what_differs(run: Any, make_table: Any, capl
     validation = replaced(validation, "x", [[1000 * value for value in steps] for steps in validation["x"].to_pylist()])
     validation = replaced(validation, "y", validation["y"].cast(pa.list_(pa.int32())).combine_chunks())
     with caplog.at_level(logging.WARNING, "dynamic_rnn"):
-        prepared = ingest.prepare_run(run(training, validation.drop_columns("age")))
+        prepared = ingest.fit_data(run(training, validation.drop_columns("age")))
     assert (prepared.train.rows, prepared.validation.rows) == (12, 12)
     numbers, values = sorted(caplog.messages, key=len, reverse=True)
     assert numbers.startswith("column 'x': validation rows hold ")
@@ -157,7 +157,7 @@ def test_paths_that_contradict_each_other_are_told_with_both_files(run: Any, mak
     training = make_table(rows=12)
     config = run(training, replaced(training, "country", list(range(12))))
     with pytest.raises(DataError) as raised:
-        ingest.prepare_run(config)
+        ingest.fit_data(config)
     assert str(raised.value) == (
         f"{tmp_path}/validation/a.parquet, column 'country': the files of a data set must agree on each column's type, "
         f"but here it is int64 and in {tmp_path}/train/a.parquet it is string; write one of them again with the "

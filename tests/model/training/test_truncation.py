@@ -18,7 +18,7 @@ from model.network import heads
 from model.network.dropout import DropoutKey
 from model.training.config import OptimizerConfig
 from model.training.trainer import Trainer
-from model.training.truncation import Unrolling, segment_count
+from model.training.truncation import TruncatedBatch, segment_count
 
 CELLS = ("basic_rnn", "lstm", "gru", "gru_reset_before")
 PREDICTIONS = ("single_value", "multiple_value")
@@ -108,7 +108,7 @@ def test_segments_train_what_a_loop_with_detached_states_trains(
     bundle = make_bundle("classification", prediction, cell, **DROPOUT)
     batch = collate(rows_of(bundle)).to(torch.device("cpu"), torch.float64)
     ours, theirs = trainer_of(bundle), trainer_of(bundle)
-    part = Unrolling(5, batch, 4)
+    part = TruncatedBatch(5, batch, 4)
     results = [ours.step_over([part], number) for number in range(part.segments)]
     expected = by_hand(theirs, batch, 4, 5)
     assert part.segments == 3
@@ -123,7 +123,7 @@ def test_gradients_reach_back_no_further_than_a_segment(make_bundle: Any, rows_o
     moved = []
     for batch, unroll in ((whole, None), (cut, 3)):
         batch.sequence["numeric:x"].requires_grad_(True)
-        trainer, part = trainer_of(bundle), Unrolling(1, batch, unroll)
+        trainer, part = trainer_of(bundle), TruncatedBatch(1, batch, unroll)
         for number in range(part.segments):
             trainer.step_over([part], number)
         gradient = batch.sequence["numeric:x"].grad
@@ -211,7 +211,7 @@ def test_a_segment_in_which_no_row_ends_makes_no_optimizer_step(make_bundle: Any
     bundle = make_bundle("classification", "single_value", "lstm")
     trainer = trainer_of(bundle, "Adam")
     before = trainer.flat.weights.clone()
-    part = Unrolling(1, collate(rows_of(bundle, [9, 8, 7])), 3)
+    part = TruncatedBatch(1, collate(rows_of(bundle, [9, 8, 7])), 3)
     first = [trainer.step_over([part], number).weight for number in range(2)]
     assert first == [0.0, 0.0]
     assert torch.equal(trainer.flat.weights, before)
@@ -224,7 +224,7 @@ def test_memory_is_bounded_by_the_segment_not_by_the_sequence(make_bundle: Any, 
 
     def kept_bytes(steps: int, unroll: int | None) -> int:
         held: list[int] = []
-        part, trainer = Unrolling(1, collate(rows_of(bundle, [steps] * 4)), unroll), trainer_of(bundle)
+        part, trainer = TruncatedBatch(1, collate(rows_of(bundle, [steps] * 4)), unroll), trainer_of(bundle)
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             held[-1] += tensor.nbytes
@@ -250,7 +250,7 @@ def test_segments_cover_the_longest_row(longest: int, unroll: int | None, segmen
 def test_every_real_step_is_in_one_segment(make_bundle: Any, rows_of: Any) -> None:
     bundle = make_bundle("classification", "multiple_value")
     batch = collate(rows_of(bundle))
-    part = Unrolling(1, batch, 4)
+    part = TruncatedBatch(1, batch, 4)
     seen = np.zeros((len(LENGTHS), 12), int)
     for number in range(part.segments):
         segment = part.segment(number)

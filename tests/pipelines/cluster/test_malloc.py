@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster import malloc as allocation
+from pipelines.cluster import malloc
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -22,11 +22,11 @@ import threading
 
 import numpy as np
 
-from pipelines.cluster import malloc as allocation
+from pipelines.cluster import malloc
 
 
 def rounds():
-    told = allocation.keep_freed_memory(getattr(allocation, sys.argv[1]))
+    told = malloc.keep_freed_memory(getattr(allocation, sys.argv[1]))
     for number in range(12):
         if number == 2:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -58,7 +58,7 @@ def faults(kept: str, **environment: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told to keep what is freed")
 def test_training_takes_the_same_memory_again() -> None:
-    small_pages = {**allocation.environment(), "GLIBC_TUNABLES": "", "NUMPY_MADVISE_HUGEPAGE": "0"}
+    small_pages = {**malloc.environment(), "GLIBC_TUNABLES": "", "NUMPY_MADVISE_HUGEPAGE": "0"}
     assert faults("OF_COMPUTING", **small_pages) < PAGES / 10
     assert faults("OF_TASKS", **small_pages) > PAGES  # tasks give large blocks back
 
@@ -66,4 +66,4 @@ def test_training_takes_the_same_memory_again() -> None:
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    assert allocation.environment() == {"MALLOC_ARENA_MAX": "7", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    assert malloc.environment() == {"MALLOC_ARENA_MAX": "7", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

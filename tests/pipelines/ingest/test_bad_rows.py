@@ -27,9 +27,9 @@ from model.tables.parquet import find_fragments
 from pipelines.config import RunConfig, run_config
 from pipelines.evaluate import evaluate
 from pipelines.ingest import scan as ingest
-from pipelines.ingest.fitted_data import load_prepared, save_prepared
+from pipelines.ingest.fitted_data import load_fitted, save_fitted
 from pipelines.ingest.read_task import Request, RowReader
-from pipelines.ingest.row_counts import DataReport
+from pipelines.ingest.row_counts import RowCounts
 from pipelines.quarantine import Quarantine
 
 NAN = float("nan")
@@ -285,7 +285,7 @@ def test_a_run_counts_reports_and_sets_aside(
     quarantine.mkdir(parents=True)
     (quarantine / "left.parquet").write_bytes(b"by an earlier scan")
     with caplog.at_level(logging.WARNING, "dynamic_rnn"):
-        prepared = ingest.prepare_run(config)
+        prepared = ingest.fit_data(config)
     report = prepared.rows
     assert (report.rows, report.used, report.filtered, report.bad) == (20, 10, 1, 9)
     assert [reason.rows for reason in report.reasons] == [1, 1, 1, 1, 1, 4]
@@ -293,8 +293,8 @@ def test_a_run_counts_reports_and_sets_aside(
     assert len(caplog.messages) == 7
     lying = [row for file in sorted(quarantine.iterdir()) for row in pq.ParquetFile(file).read()["row"].to_pylist()]
     assert lying == sorted(BAD)
-    save_prepared(config.directory, prepared)
-    assert load_prepared(config.directory).rows == report
+    save_fitted(config.directory, prepared)
+    assert load_fitted(config.directory).rows == report
     assert json.loads(Path(config.directory, "data", "rows.json").read_text())["bad"] == 9
     reader = RowReader(prepared.columns, prepared.label)
     index = prepared.train
@@ -309,9 +309,9 @@ def test_a_run_counts_reports_and_sets_aside(
 @pytest.mark.usefixtures("local_ray", "large")
 def test_by_default_the_first_bad_row_ends_the_run(run: Callable[..., RunConfig]) -> None:
     with pytest.raises(DataError, match=r"a\.parquet, row 3, column 'x': must be finite numbers"):
-        ingest.prepare_run(run(filter="row < 7"))
+        ingest.fit_data(run(filter="row < 7"))
     with pytest.raises(DataError, match=r"training needs rows, but of 20 the filter keeps out 15 and 5 are bad"):
-        ingest.prepare_run(run(filter="row == 3", on_bad_rows="skip"))
+        ingest.fit_data(run(filter="row == 3", on_bad_rows="skip"))
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -320,7 +320,7 @@ def test_an_evaluation_leaves_bad_rows_out_and_counts_them(
 ) -> None:
     bundle = make_bundle(weight="w")
     save_bundle(tmp_path / "bundle", bundle)
-    data, reports = str(tmp_path / "data"), list[DataReport]()
+    data, reports = str(tmp_path / "data"), list[RowCounts]()
     run()
     found = evaluate(
         str(tmp_path / "bundle"),
@@ -345,14 +345,14 @@ def test_an_evaluation_leaves_bad_rows_out_and_counts_them(
 
 def test_a_report_tells_its_first_reasons() -> None:
     reasons = tuple(Reason(f"is bad {'x' * i}", f"c{i}", 1, "f", i) for i in range(12))
-    report = DataReport(rows=20, used=8, bad=12, reasons=reasons)
+    report = RowCounts(rows=20, used=8, bad=12, reasons=reasons)
     lines = list(report.lines("aside"))
     assert lines[0] == "12 of 20 rows are bad and left out; those that can be read lie in aside"
     assert lines[1] == "  f, row 0, column 'c0': is bad "
     assert lines[-1] == "  and 2 more reasons"
     assert len(lines) == 12
-    assert list(DataReport(rows=3, used=3).lines("aside")) == []
-    assert DataReport.from_plain(json.loads(json.dumps(report.to_plain()))) == report
+    assert list(RowCounts(rows=3, used=3).lines("aside")) == []
+    assert RowCounts.from_plain(json.loads(json.dumps(report.to_plain()))) == report
 
 
 @settings(max_examples=20)
@@ -374,6 +374,6 @@ def test_no_row_is_dropped_without_being_counted(make_table: Any, make_config: A
             )
             for f in fragments
         ]
-    report = DataReport.of([], scans)
+    report = RowCounts.of([], scans)
     counts = {kind: kinds.count(kind) for kind in ("good", "bad", "filtered")}
     assert (report.rows, report.used, report.bad, report.filtered) == (len(kinds), *counts.values())

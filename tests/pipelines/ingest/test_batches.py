@@ -24,9 +24,9 @@ from model.network.network import build_network
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest import batches as batching
 from pipelines.ingest import scan as ingest
-from pipelines.ingest.fitted_data import Prepared
+from pipelines.ingest.fitted_data import FittedData
 from pipelines.ingest.read_task import Request, RowReader
-from pipelines.train import loop as worker
+from pipelines.train import loop
 from pipelines.train.job import Job, Report
 
 pytestmark = pytest.mark.usefixtures("local_ray", "large")
@@ -81,7 +81,7 @@ def run_of(path: Path, **train: Any) -> RunConfig:
     return run_config(mapping, where="run.yaml")
 
 
-def plan_of(prepared: Prepared, seed: int, bound: str = "rows") -> Plan:
+def plan_of(prepared: FittedData, seed: int, bound: str = "rows") -> Plan:
     if bound == "rows":
         return Plan(prepared.train, 8, seed=seed, window_batches=2)
     return Plan(prepared.train, None, seed=seed, window_batches=2, batch_padded_steps=30)
@@ -120,7 +120,7 @@ def test_two_ranks_see_every_key_once_an_epoch(
 ) -> None:
     monkeypatch.setattr(batching, "KEPT_BYTES", 0)  # else the second epoch is not read
     monkeypatch.setattr(batching, "TASK_BYTES", task_bytes)
-    prepared = ingest.prepare_run(run_of(write(tmp_path / "data", LAYOUTS[layout])))
+    prepared = ingest.fit_data(run_of(write(tmp_path / "data", LAYOUTS[layout])))
     reader = RowReader(prepared.columns, prepared.label)
     plan = plan_of(prepared, seed, "rows" if seed % 2 else "steps")
     batches = [batching.batches(plan, reader, rank, 2, 0, plan.first_step(2)) for rank in range(2)]
@@ -151,7 +151,7 @@ def test_two_workers_of_ray_train_see_every_key_once_an_epoch_for_five_seeds(tmp
 
     plans = []
     for layout, files in LAYOUTS.items():
-        prepared = ingest.prepare_run(run_of(write(tmp_path / layout, files)))
+        prepared = ingest.fit_data(run_of(write(tmp_path / layout, files)))
         for seed in range(5):
             plans.append((f"{layout} {seed}", prepared, plan_of(prepared, seed, "rows" if seed % 2 else "steps")))
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no worker could import a test
@@ -188,16 +188,16 @@ class Sum:
 
 
 def direct(reader: RowReader, rank: int, world: int, plan: Plan, start: int, stop: int) -> Iterator[Any]:
-    """`worker.Batches` of one of several ranks, read in this process."""
+    """`Batches` of one of several ranks, read in this process."""
     parts = (reader.read(Request.of(plan.index, piece.rows)) for piece in plan.pieces(rank, world, start, stop))
     return batching.cut(parts, (plan.rank_rows(step, rank, world) for step in range(start, stop)))
 
 
 def trained(config: RunConfig, world: int = 1, resume: Any = None) -> list[list[Report]]:
     """The reports of each rank, all in threads of this process."""
-    prepared = ingest.prepare_run(config)
+    prepared = ingest.fit_data(config)
     reader = RowReader(prepared.columns, prepared.label)
-    plan, _ = worker.plans(config, prepared.train, None)
+    plan, _ = loop.plans(config, prepared.train, None)
     reports: list[list[Report]] = [[] for _ in range(world)]
     total = Sum(world)
     # The same weights for all: threads that draw them at the same time share torch's generator.
@@ -220,7 +220,7 @@ def trained(config: RunConfig, world: int = 1, resume: Any = None) -> list[list[
             start=start,
             resume=resume,
         )
-        worker.run(job)
+        loop.run(job)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
     for thread in threads:
@@ -233,7 +233,7 @@ def trained(config: RunConfig, world: int = 1, resume: Any = None) -> list[list[
 def test_epochs_of_batches_cut_by_steps_report_at_their_ends(tmp_path: Path) -> None:
     config = run_of(write(tmp_path / "data", [[30, 10], [25]]), epochs=4, batch_padded_steps=30, window_batches=2)
     (reports,) = trained(config)
-    plan, _ = worker.plans(config, ingest.prepare_run(config).train, None)
+    plan, _ = loop.plans(config, ingest.fit_data(config).train, None)
     counts = [plan.steps_of(epoch) for epoch in range(4)]
     assert [report.step for report in reports] == [sum(counts[: epoch + 1]) for epoch in range(4)]
     assert [report.metrics["epoch"] for report in reports] == [1, 2, 3, 4]
@@ -270,7 +270,7 @@ def test_workers_share_batches_cut_by_steps_and_train_what_one_worker_trains(tmp
 
 def test_the_padding_told_is_that_of_all_workers(tmp_path: Path) -> None:
     config = run_of(write(tmp_path / "data", LAYOUTS["uneven files"]), epochs=2, batch_sequences=6)
-    plan, _ = worker.plans(config, ingest.prepare_run(config).train, None)
+    plan, _ = loop.plans(config, ingest.fit_data(config).train, None)
     padded = 0
     for rank in range(2):
         rows = iter(np.concatenate([piece.rows for piece in plan.pieces(rank, 2, 0, plan.first_step(2))]))

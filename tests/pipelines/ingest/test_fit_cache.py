@@ -20,7 +20,7 @@ from model.columns import Numeric, Vocabulary
 from model.errors import ConfigError, DataError
 from model.features import stats
 from model.features.fitted_columns import FittedColumns, column_stats
-from model.features.ordered_merge import DataStats, InOrder, merged
+from model.features.ordered_merge import DataStats, OrderedMerge, merged
 from model.features.stats import ColumnStats, key_stats, stats_of
 from model.scan.fit import fit_columns
 from model.scan.fit_report import lines_of
@@ -33,7 +33,7 @@ from pipelines.config import RunConfig, run_config
 from pipelines.ingest import fit_cache
 from pipelines.ingest import scan as ingest
 from pipelines.ingest.fit_cache import check_fit, fitted_data, is_current, same
-from pipelines.ingest.fitted_data import Prepared, load_prepared
+from pipelines.ingest.fitted_data import FittedData, load_fitted
 from pipelines.train.run import train
 from tune.sweep import prepare
 
@@ -157,7 +157,7 @@ def bits(total: DataStats) -> str:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_fragments_that_come_in_any_order_merge_in_their_own(seed: int) -> None:
-    parts, order = parts_of(12), InOrder()
+    parts, order = parts_of(12), OrderedMerge()
     for number in np.random.default_rng(seed).permutation(len(parts)):
         order.add(int(number), parts[number])
     assert bits(order.total) == bits(merged(parts))
@@ -176,7 +176,7 @@ def test_merging_changes_no_fragment() -> None:
 
 
 def test_only_fragments_before_their_turn_are_held() -> None:
-    parts, order = parts_of(4), InOrder()
+    parts, order = parts_of(4), OrderedMerge()
     for number in (0, 2, 3):
         order.add(number, parts[number])
     assert set(order._waiting) == {2, 3}
@@ -219,7 +219,7 @@ def test_whatever_scans_fits_what_one_loop_does_to_the_last_bit(
     columns, label = fit_columns(config.model, [scan_fragment(f, config.model, None, fit=True) for f in fragments])
     assert prepared.columns.model_dump_json() == columns.model_dump_json()
     assert prepared.label == label
-    stored = load_prepared(config.directory)
+    stored = load_fitted(config.directory)
     assert same(stored, prepared)
     assert lines_of(stored.report) == lines_of(prepared.report)
 
@@ -264,7 +264,7 @@ def test_a_training_uses_what_was_fitted_and_its_directory_keeps_it(make_run: Ca
     assert scans.groups == 0
     (line,) = lines  # and none on fitting
     assert line.startswith("memory of a worker: about ")
-    assert load_bundle(result.bundle).columns == load_prepared(config.directory).columns
+    assert load_bundle(result.bundle).columns == load_fitted(config.directory).columns
     check_fit(config)  # it holds a run of these data
     with pytest.raises(ConfigError) as raised:
         check_fit(make_run(num_classes=4))
@@ -281,7 +281,7 @@ def test_data_that_moved_are_split_as_they_were(
 ) -> None:
     moved = shutil.copytree(data, tmp_path / "elsewhere" / "copy") / below
     one, other = (
-        ingest.prepare_run(make_run(where={"train": str(path), "validation_fraction": 0.3})) for path in (data, moved)
+        ingest.fit_data(make_run(where={"train": str(path), "validation_fraction": 0.3})) for path in (data, moved)
     )
     assert one.train.selected is not None
     assert other.train.selected is not None
@@ -328,7 +328,7 @@ def test_changed_data_are_scanned_again(
     found = fitted_data(config, say=lines.append)
     assert lines == ["fitting the columns again: " + told.format(data=data)]
     assert is_current(config)
-    assert same(found, ingest.prepare_run(config))
+    assert same(found, ingest.fit_data(config))
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -364,7 +364,7 @@ def test_a_scan_that_was_cut_short_is_not_taken_for_whole(
     fitted_data(config)
     touch(data / "0.parquet")
 
-    def killed(directory: str, prepared: Prepared) -> None:
+    def killed(directory: str, prepared: FittedData) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -420,7 +420,7 @@ def test_the_command_shows_and_stores_what_it_has_fitted_and_scans_no_more(
     ]  # fmt: skip
     report = json.loads(output.read_text())
     assert is_current(config)
-    prepared = load_prepared(config.directory)
+    prepared = load_fitted(config.directory)
     assert report["fitted"] == json.loads(prepared.columns.model_dump_json())["sources"]
     second, shown_again, noted_again = run_command("fit-columns", str(yaml))
     assert (second, shown_again) == (0, shown)

@@ -21,7 +21,7 @@ from model.tables import parquet
 from model.tables.parquet import find_fragments, first_row
 from pipelines.cli.app import app
 from pipelines.config import RunConfig, run_config
-from pipelines.ingest.scan import prepare_run
+from pipelines.ingest.scan import fit_data
 from pipelines.inspect.profile_task import Look, profile_fragment
 from pipelines.inspect.run import Inspection, inspect_data
 
@@ -96,7 +96,7 @@ def test_the_run_proposed_for_damaged_files_reads_what_can_be_read(data: Path, t
     proposed = inspect_data(str(data)).proposal.config
     assert proposed is not None
     assert proposed.data.on_bad_rows == "skip"
-    prepared = prepare_run(proposed.model_copy(update={"output": str(tmp_path)}))
+    prepared = fit_data(proposed.model_copy(update={"output": str(tmp_path)}))
     assert prepared.validation is not None
     assert prepared.train.rows + prepared.validation.rows == 9 * ROWS
 

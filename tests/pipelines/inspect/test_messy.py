@@ -14,7 +14,7 @@ import pytest
 
 from model.settings.yaml_text import parse_yaml
 from pipelines.config import run_config
-from pipelines.ingest.scan import prepare_run
+from pipelines.ingest.scan import fit_data
 from pipelines.inspect.html import page
 from pipelines.inspect.report import report
 from pipelines.inspect.run import Inspection, inspect_data
@@ -56,7 +56,7 @@ def inputs(inspection: Inspection) -> set[str]:
     """The columns that the proposed run reads, once it has been read, checked and fitted as it is written."""
     assert inspection.proposal.text is not None, inspection.proposal.reason
     config = run_config(parse_yaml(inspection.proposal.text, where="proposal"), where="proposal")
-    assert prepare_run(config).train.rows > 0
+    assert fit_data(config).train.rows > 0
     columns = config.model.columns
     return {*columns.data_columns("sequence"), *columns.data_columns("context")}
 

@@ -14,7 +14,7 @@ import pytest
 
 from model.settings.yaml_text import parse_yaml
 from pipelines.config import RunConfig, run_config
-from pipelines.ingest.scan import prepare_run
+from pipelines.ingest.scan import fit_data
 from pipelines.inspect.column_profile import profile_column
 from pipelines.inspect.proposal import declaration
 from pipelines.inspect.report import report
@@ -102,7 +102,7 @@ def test_the_proposed_run_reads_the_data_it_was_made_from(
 ) -> None:
     inspection, run = proposed(kind)
     assert (run.model.problem_type.value, run.model.prediction_type.value) == PROPOSED[kind]
-    prepared = prepare_run(run)
+    prepared = fit_data(run)
     used = {name for name, role in inspection.survey.roles.items() if role.role in ("sequence", "context")}
     assert set(prepared.columns.input_names) == used
     assert prepared.validation is not None

@@ -16,7 +16,7 @@ from model.errors import DataError, DecodeError
 from model.scoring.scorer import Scorer
 from model.tables.slices import read_slices
 from pipelines.cli.app import app
-from pipelines.predict.bad_rows import SettingAside, told_set_aside
+from pipelines.predict.bad_rows import BadRowPolicy, told_set_aside
 from pipelines.predict.plan import plan_prediction
 from pipelines.predict.prediction import Choices
 from pipelines.predict.run import PredictResult, predict
@@ -175,5 +175,5 @@ def test_bytes_that_cannot_be_fetched_are_no_bad_rows(bundle: str, data: Path, t
     with pytest.raises(DecodeError) as told:
         list(read_slices(block, ["x"]))
     with pytest.raises(DecodeError):
-        SettingAside("skip", str(tmp_path / "aside")).damaged(block, told.value)
+        BadRowPolicy("skip", str(tmp_path / "aside")).damaged(block, told.value)
     assert not (tmp_path / "aside").exists()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from model.batches.encode_valid import encode_good_rows
+from model.batches.encode_valid import encode_valid
 from model.bundle.bundle import save_bundle
 from model.errors import ConfigError, DataError, StateError
 from model.scoring.scorer import Scorer
@@ -308,7 +308,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_bad_rows_are_found_wherever_they_stand(make_bundle: Any, make_table: Any) -> None:
     scorer, table = Scorer(make_bundle()), make_table(lengths=[2] * 9)
     for bad in ([], [0], [8], [3, 4, 5], list(range(9))):
-        rows, places, errors = encode_good_rows(spoiled(table, *bad), scorer._encode)
+        rows, places, errors = encode_valid(spoiled(table, *bad), scorer._encode)
         assert sorted(errors) == bad
         assert [errors[row].row for row in bad] == bad
         np.testing.assert_array_equal(places, [row for row in range(9) if row not in bad])

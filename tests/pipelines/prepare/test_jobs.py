@@ -26,7 +26,7 @@ from pipelines.ingest import scan as ingest
 from pipelines.prepare import workspace as prepare_work
 from pipelines.prepare.run import PrepareResult, prepare
 from pipelines.prepare.settings import PrepareSettings
-from pipelines.tasks.task import outcome, value_of
+from pipelines.tasks.task import from_message, to_message
 
 ROOT = Path(__file__).resolve().parents[3]
 GIVEN: dict[str, Any] = {
@@ -119,7 +119,7 @@ class TestOnRay:
             },
         }
         data = {"train": str(wanted[1] / "train"), "validation": str(wanted[1] / "validation"), "key": "user"}
-        taken = ingest.prepare_run(run_config({"data": data, "model": model}, where="run"))
+        taken = ingest.fit_data(run_config({"data": data, "model": model}, where="run"))
         assert taken.train.rows == wanted[0].sequences["train"]
         assert taken.train.steps + (taken.validation.steps if taken.validation else 0) == (
             60_000 - wanted[0].unlabelled_events
@@ -307,7 +307,7 @@ def test_events_and_sequences_may_lie_in_an_object_store(
 
     def one_after_another(task: Any, todo: Any, workers: int | None) -> Iterator[tuple[int, Any]]:
         for number in todo:
-            yield number, value_of(outcome(partial(task, number)))
+            yield number, from_message(to_message(partial(task, number)))
 
     monkeypatch.setattr(pipeline, "_computed", one_after_another)  # workers of Ray would need the bucket's settings
     (tmp_path / "events").mkdir()

@@ -36,7 +36,7 @@ from pipelines.prepare import (
 )
 from pipelines.prepare.run import PrepareResult, prepare
 from pipelines.prepare.settings import PrepareSettings
-from pipelines.tasks.task import outcome, value_of
+from pipelines.tasks.task import from_message, to_message
 
 START = datetime.datetime(2026, 1, 1)
 
@@ -99,7 +99,7 @@ def _piece(
 
 def _one_after_another(task: Any, todo: Sequence[int], workers: int | None) -> Iterator[tuple[int, Any]]:
     for number in todo:
-        yield number, value_of(outcome(partial(task, number)))
+        yield number, from_message(to_message(partial(task, number)))
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ def training_page(directory: Path, table: pa.Table, model: dict[str, Any]) -> st
     config = run_config(
         {"output": str(directory / "runs"), "data": run, "model": model, "train": {"steps": 4}}, where="run.yaml"
     )
-    prepared = ingest.prepare_run(config)
+    prepared = ingest.fit_data(config)
     network = build_network(config.model, prepared.columns, prepared.label, 1)
     best = {"step": 40.0, "epoch": 1.2, "train_loss": 0.5, "validation_loss": 0.4, "validation_rows": 24.0}
     save_bundle(directory / "bundle", bundle_of(network, prepared.columns, prepared.label, metrics=best))

@@ -147,7 +147,7 @@ def test_a_regression_shows_its_residuals(
 ) -> None:
     problem = ("linear_regression", "multiple_value")
     config = run_on(make_table(*problem, rows=60), make_config(*problem).model_dump(mode="json"))
-    prepared = ingest.prepare_run(config)
+    prepared = ingest.fit_data(config)
     network = build_network(config.model, prepared.columns, prepared.label, 1)
     save_bundle(tmp_path / "bundle", bundle_of(network, prepared.columns, prepared.label))
     lines = [{"step": 2.0, "train_loss": 1.0}, {"step": 4.0, "train_loss": float("nan")}]

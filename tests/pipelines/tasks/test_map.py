@@ -13,7 +13,7 @@ import ray.cloudpickle
 
 from model.errors import DataError
 from pipelines.tasks.map import TASK_BYTES, fragments_a_task, over_items, over_numbers
-from pipelines.tasks.task import Numbered
+from pipelines.tasks.task import NumberedTask
 
 pytestmark = pytest.mark.usefixtures("local_ray", "pickled_by_value")
 
@@ -53,21 +53,21 @@ class Tell:
 def test_results_come_in_order_from_tasks_of_several_numbers(tmp_path: Path, each: int, tasks: list[list[int]]) -> None:
     tell = Tell(str(tmp_path))
     numbers = [3, 1, 4, 7, 5]
-    assert list(over_numbers(Numbered(tell), numbers, each=each)) == [(n, n * n) for n in numbers]
+    assert list(over_numbers(NumberedTask(tell), numbers, each=each)) == [(n, n * n) for n in numbers]
     assert tell.tasks() == sorted(tasks)
 
 
 def test_a_mistake_is_raised_as_itself_and_nothing_is_tried_again(tmp_path: Path) -> None:
     tell = Tell(str(tmp_path), wrong=2)
     with pytest.raises(DataError) as told:
-        list(over_numbers(Numbered(tell), range(4), each=2))
+        list(over_numbers(NumberedTask(tell), range(4), each=2))
     assert (told.value.problem, told.value.file, told.value.row) == ("is wrong", "f.parquet", 2)
     computed = [number for task in tell.tasks() for number in task]
     assert len(computed) == len(set(computed))
 
 
 def test_without_numbers_or_items_there_is_no_pass() -> None:
-    assert list(over_numbers(Numbered(Tell("nowhere")), [])) == []
+    assert list(over_numbers(NumberedTask(Tell("nowhere")), [])) == []
     assert list(over_items(Tell, (), [])) == []
 
 

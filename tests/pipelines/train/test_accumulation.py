@@ -17,8 +17,8 @@ from model.bundle.bundle import Bundle
 from model.tables.fragments import Fragment
 from model.training.config import OptimizerConfig, TrainConfig
 from model.training.trainer import Trainer
-from model.training.truncation import Unrolling
-from pipelines.train.steps import Place, steps, stop_batch, turns
+from model.training.truncation import TruncatedBatch
+from pipelines.train.steps import Position, step_groups, steps, stop_batch
 
 EXACT = {"dtype": "float64", "weight": "w"}
 DROPOUT = {**EXACT, "dropout_keep_probabilities": [0.7, 0.8, 0.6]}
@@ -52,7 +52,7 @@ def test_batches_of_uneven_weight_train_what_one_batch_of_all_rows_trains(
     cuts = [np.arange(0, 2), np.arange(2, 3), np.arange(3, 23)]
     for _ in range(3):
         whole = together.step(collate(rows))
-        summed = parts.step_over([Unrolling(i, collate(rows.take(cut))) for i, cut in enumerate(cuts)], 0)
+        summed = parts.step_over([TruncatedBatch(i, collate(rows.take(cut))) for i, cut in enumerate(cuts)], 0)
         assert summed == pytest.approx(whole, rel=1e-10)
     assert whole.gradient_norm > 0.05, "clipping must act for its order to matter"
     torch.testing.assert_close(parts.flat.weights, together.flat.weights, rtol=0, atol=1e-12)
@@ -95,8 +95,8 @@ def plan_of(lengths: list[int], **settings: Any) -> Plan:
 
 def test_a_group_never_crosses_the_end_of_an_epoch() -> None:
     plan, settings = plan_of([3] * 18), TrainConfig(epochs=2, batch_sequences=4, accumulate_batches=2)
-    made = list(turns(plan, iter([None] * 10), settings, 0, 10))
-    assert [(turn.start, turn.stop, turn.ends_epoch) for turn in made] == [
+    made = list(step_groups(plan, iter([None] * 10), settings, 0, 10))
+    assert [(group.start, group.stop, group.ends_epoch) for group in made] == [
         (0, 2, False), (2, 4, False), (4, 5, True), (5, 7, False), (7, 9, False), (9, 10, True),
     ]  # fmt: skip
     assert settings.total_steps(plan.first_step) == 6
@@ -109,17 +109,17 @@ def test_a_budget_of_steps_is_met_from_any_place(batches: dict[str, Any], accumu
     random = np.random.default_rng(0)
     plan = plan_of(random.integers(0, 20, 50).tolist(), **batches)
     settings = TrainConfig(steps=25, accumulate_batches=accumulate, unroll_steps=unroll, **batches)
-    place, numbers = Place(), []
+    place, numbers = Position(), []
     while place.step < 25:  # stopped and resumed after each seventh step
         stop = stop_batch(plan, settings, place)
         for count, step in enumerate(steps(plan, iter([None] * (stop - place.batches)), settings, place, stop), 1):
-            numbers.append((step.number, step.turn.start, step.segment))
+            numbers.append((step.number, step.group.start, step.segment))
             place, last = step.place, step.last
             if count == 7:
                 break
     assert last
-    stop = stop_batch(plan, settings, Place())
-    straight = list(steps(plan, iter([None] * stop), settings, Place(), stop))
-    assert numbers == [(step.number, step.turn.start, step.segment) for step in straight]
+    stop = stop_batch(plan, settings, Position())
+    straight = list(steps(plan, iter([None] * stop), settings, Position(), stop))
+    assert numbers == [(step.number, step.group.start, step.segment) for step in straight]
     assert [step.number for step in straight] == list(range(1, 26))
     assert [step.last for step in straight] == [False] * 24 + [True]

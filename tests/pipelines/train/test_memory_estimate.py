@@ -22,7 +22,7 @@ from model.network.network import build_network
 from model.tables.fragments import Fragment
 from model.training.optimizers import FlatParameters
 from pipelines.config import RunConfig, run_config
-from pipelines.train import memory_estimate as memory
+from pipelines.train import memory_estimate
 from pipelines.train.memory_estimate import MIB, Estimate
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,7 +37,7 @@ def run_of(bundle: Bundle, **train: Any) -> RunConfig:
 @pytest.mark.parametrize("cell", ["basic_rnn", "lstm", "gru", "gru_reset_before"])
 def test_weights_are_counted_without_being_made(make_bundle: Callable[..., Bundle], cell: str) -> None:
     bundle = make_bundle(cell=cell, num_units=[7, 5])
-    count, width = memory.parameters(run_of(bundle), bundle.columns, bundle.label)
+    count, width = memory_estimate.parameters(run_of(bundle), bundle.columns, bundle.label)
     network = build_network(bundle.config, bundle.columns, bundle.label, 0)
     assert count == sum(each.numel() for each in network.parameters())
     assert FlatParameters(network).size <= count
@@ -55,19 +55,19 @@ def test_the_largest_batch_is_that_of_the_longest_row() -> None:
         ({"batch_padded_steps": 10}, 2, None, 50),
     ]:
         plan = Plan(index, bound.get("batch_sequences"), batch_padded_steps=bound.get("batch_padded_steps"))
-        assert memory.largest_batch(plan, world, unroll) == expected
+        assert memory_estimate.largest_batch(plan, world, unroll) == expected
 
 
 def test_only_what_certainly_cannot_fit_is_refused() -> None:
-    memory.require_memory(NEEDED, 800 * MIB, 2, "the memory of a")
+    memory_estimate.require_memory(NEEDED, 800 * MIB, 2, "the memory of a")
     with pytest.raises(ResourceError) as raised:
-        memory.require_memory(NEEDED, 799 * MIB, 2, "the memory of a")
+        memory_estimate.require_memory(NEEDED, 799 * MIB, 2, "the memory of a")
     assert str(raised.value) == (
         "weights, gradients and optimizer of 2 workers must fit into the memory of a, but take 800 MiB of its 799 MiB: "
         "use larger nodes or fewer workers on one, smaller embeddings or num_units, or an optimizer with fewer slots"
     )
-    assert memory.warning(NEEDED, 4096 * MIB, 2, "a node") is None
-    assert memory.warning(NEEDED, 2048 * MIB, 2, "a node") == (
+    assert memory_estimate.warning(NEEDED, 4096 * MIB, 2, "a node") is None
+    assert memory_estimate.warning(NEEDED, 2048 * MIB, 2, "a node") == (
         "memory may not suffice: 2 workers of about 1,024 MiB (weights 100 MiB, optimizer 300 MiB, checkpoint 400 MiB, "
         "activations 200 MiB, kept rows 24 MiB) share the 2,048 MiB of a node; lower train.batch_sequences, or set "
         "train.unroll_steps or train.accumulate_batches"
@@ -89,7 +89,7 @@ from model.batches.plan import DataIndex, Plan
 from model.tables.fragments import Fragment
 from model.batches.encode import encode_rows
 from pipelines.config import run_config
-from pipelines.train import loop as worker, memory_estimate as memory
+from pipelines.train import loop, memory_estimate as memory
 from pipelines.train.job import Job
 
 here, train = Path(sys.argv[1]), json.loads(sys.argv[2]) | {"learning_rate": 1e-6}
@@ -100,16 +100,16 @@ def trained(bundle, rows, steps):
     index = DataIndex((Fragment("memory", 0, len(rows)),), rows.lengths_B)
     settings = {"data": {"train": "memory"}, "model": bundle.config.model_dump(mode="json")}
     run = run_config({**settings, "train": {**train, "steps": steps}}, where="run")
-    plan, _ = worker.plans(run, index, None)
+    plan, _ = loop.plans(run, index, None)
 
     def batches(plan, start, stop):
         for step in range(start, stop):
             yield collate(rows.take(np.concatenate([piece.rows for piece in plan.pieces(0, 1, step, step + 1)])))
 
-    worker.run(
+    loop.run(
         Job(run, bundle.columns, bundle.label, plan, None, batches, lambda _: None)
     )
-    return memory.estimate(run, bundle.columns, bundle.label, plan, None, 1)
+    return memory_estimate.estimate(run, bundle.columns, bundle.label, plan, None, 1)
 
 
 bundle = load_bundle(here / "bundle")

@@ -50,7 +50,7 @@ from model.batches.plan import DataIndex
 from model.tables.fragments import Fragment
 from model.batches.encode import encode_rows
 from pipelines.config import run_config
-from pipelines.train import loop as worker
+from pipelines.train import loop
 from pipelines.train.job import Job
 
 here, rank, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
@@ -68,7 +68,7 @@ def trained(train, world):
     run = run_config(
         {"data": {"train": "memory"}, "model": bundle.config.model_dump(mode="json"), "train": train}, where="run"
     )
-    plan, _ = worker.plans(run, index, None)
+    plan, _ = loop.plans(run, index, None)
 
     def batches(plan, start, stop):
         for step in range(start, stop):
@@ -76,7 +76,7 @@ def trained(train, world):
             yield collate(rows.take(np.concatenate(mine))) if mine else None
 
     reports = []
-    worker.run(
+    loop.run(
         Job(
             config=run, columns=bundle.columns, label=bundle.label, train=plan, validation=None, batches=batches,
             report=reports.append, start=bundle, rank=rank, world=world,

@@ -16,7 +16,7 @@ from model.bundle.run_directory import pointed, resolve_bundle
 from model.errors import CheckpointError
 from model.storage import list_names
 from pipelines.config import RunTrainConfig
-from pipelines.train import retention as keeping
+from pipelines.train import retention
 from pipelines.train.checkpoints import newest_whole
 from pipelines.train.job import Report
 
@@ -40,7 +40,7 @@ def test_the_best_bundles_are_kept_beside_the_latest(
 ) -> None:
     settings = RunTrainConfig(keep_best=keep_best)
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, math.nan)):
-        keeping.keep(str(tmp_path), report(make_bundle(), step, loss), settings)
+        retention.retain(str(tmp_path), report(make_bundle(), step, loss), settings)
     assert kept(tmp_path) == (expected, "bundles/step_00000002", "bundles/step_00000004")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["validation_loss"] for line in lines] == [3.0, 1.0, 2.0, None]
@@ -49,16 +49,16 @@ def test_the_best_bundles_are_kept_beside_the_latest(
 def test_a_step_that_is_computed_again_stands_once_and_is_judged_anew(tmp_path: Path, make_bundle: Any) -> None:
     settings, bundle = RunTrainConfig(), make_bundle()
     for step, loss in ((5, 3.0), (10, 1.0), (10, 2.0), (15, 1.5)):
-        keeping.keep(str(tmp_path), report(bundle, step, loss), settings)
-    assert [line["step"] for line in keeping.read_metrics(str(tmp_path))] == [5, 10, 15]
-    assert [line["validation_loss"] for line in keeping.read_metrics(str(tmp_path))] == [3.0, 2.0, 1.5]
+        retention.retain(str(tmp_path), report(bundle, step, loss), settings)
+    assert [line["step"] for line in retention.read_metrics(str(tmp_path))] == [5, 10, 15]
+    assert [line["validation_loss"] for line in retention.read_metrics(str(tmp_path))] == [3.0, 2.0, 1.5]
     assert kept(tmp_path) == (["15"], "bundles/step_00000015", "bundles/step_00000015")
 
 
 def test_the_best_is_best_by_what_early_stopping_watches(tmp_path: Path, make_bundle: Any) -> None:
     settings = RunTrainConfig(early_stopping={"metric": "validation_accuracy"})
     for step, loss, accuracy in ((1, 3.0, 0.5), (2, 2.0, 0.75), (3, 1.0, 0.25)):
-        keeping.keep(str(tmp_path), report(make_bundle(), step, loss, validation_accuracy=accuracy), settings)
+        retention.retain(str(tmp_path), report(make_bundle(), step, loss, validation_accuracy=accuracy), settings)
     assert kept(tmp_path)[1] == "bundles/step_00000002"
 
 
@@ -66,10 +66,10 @@ def test_without_restoring_the_best_the_run_stands_for_its_end(tmp_path: Path, m
     settings = RunTrainConfig(early_stopping={"restore_best": False})
     bundles = [make_bundle(seed=seed) for seed in range(3)]
     for step, (bundle, loss) in enumerate(zip(bundles, (2.0, 1.0, 3.0), strict=True), 1):
-        keeping.keep(str(tmp_path), report(bundle, step, loss, "told" if step == 3 else ""), settings)
+        retention.retain(str(tmp_path), report(bundle, step, loss, "told" if step == 3 else ""), settings)
     assert kept(tmp_path) == (["2", "3"], "bundles/step_00000003", "bundles/step_00000003")
     assert load_bundle(resolve_bundle(tmp_path)).fingerprint == bundles[2].fingerprint
-    assert keeping.why_ended(str(tmp_path)) == "told"
+    assert retention.why_ended(str(tmp_path)) == "told"
 
 
 # Checkpoints --------------------------------------------------------------------------------------------------------
