@@ -9,12 +9,14 @@ PyYAML speaks YAML 1.1, whose guesses surprise people who write configs. Here a 
     0.5, .5, 1., 1e-3, .inf, .nan   a float: 1e-3 is one here, for PyYAML it is a string
     anything else                   a string: also 2026-01-31, 12:30 and 007, which YAML 1.1 takes for others
 
-A key written twice in one mapping is refused: PyYAML would silently keep the last one.
+A key written twice in one mapping is refused: PyYAML would silently keep the last one. A merge (`<<: *base`, or
+`<<: [*one, *two]`) gives a mapping the keys that it does not write itself; the earlier of two merges wins.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from enum import Enum
 from pathlib import PurePath
 from typing import Any
@@ -70,6 +72,28 @@ class _Loader(yaml.SafeLoader):
                 raise _DuplicateKeyError(problem=problem, problem_mark=key.start_mark)
             first_line[key.tag, key.value] = line
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        # PyYAML's own merging differs by release: 6.0.4 compares keys by id(), so that a key's length decides who wins.
+        parents: list[yaml.Node] = []
+        for key, value in node.value:
+            if key.tag == _MERGE:
+                parents += value.value if isinstance(value, yaml.SequenceNode) else [value]
+        mappings = [parent for parent in parents if isinstance(parent, yaml.MappingNode)]
+        if mappings and len(mappings) == len(parents):
+            written = [pair for pair in node.value if pair[0].tag != _MERGE]
+            node.value = written  # before the parents: an anchor may be merged into its own mapping
+            inherited: list[tuple[yaml.Node, yaml.Node]] = []
+            for parent in reversed(mappings):
+                self.flatten_mapping(parent)
+                inherited += parent.value
+            # Each key once, its last pair: else merges of merges would multiply the pairs at every level.
+            node.value = list({self._identity(pair[0]): pair for pair in inherited + written}.values())
+        super().flatten_mapping(node)  # finds no merge any more, or says what cannot be merged
+
+    def _identity(self, key: yaml.Node) -> Any:
+        value = self.construct_object(key)  # 1 and 0x1 are one key
+        return value if isinstance(value, Hashable) else id(key)  # no key at all: PyYAML refuses it later
 
 
 class _Dumper(yaml.SafeDumper):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +60,78 @@ def test_a_plain_word_is_read_as_documented(text: str, value: Any) -> None:
     assert (read, type(read)) == (value, type(value))
 
 
+# PyYAML 6.0.4 tells keys of one character from longer ones when it merges, so each case is read with both.
+BASES = "one: &one {X: 1, Y: 1}\ntwo: &two {X: 2, Z: 2}\n"
+MERGES = {
+    "a written key wins, above the merge": ("{X: 3, <<: *one}", {"X": 3, "Y": 1}),
+    "a written key wins, below the merge": ("{<<: *one, X: 3}", {"X": 3, "Y": 1}),
+    "the first of a list wins": ("{<<: [*one, *two]}", {"X": 1, "Y": 1, "Z": 2}),
+    "the first of another list wins": ("{<<: [*two, *one]}", {"X": 2, "Y": 1, "Z": 2}),
+    "the first of two merges wins": ("{<<: *one, Z: 3, <<: *two}", {"X": 1, "Y": 1, "Z": 3}),
+    "a list before a merge": ("{<<: [*two], <<: *one, Y: 3}", {"X": 2, "Y": 3, "Z": 2}),
+    "a written key wins over a list": ("{<<: [*one, *two], X: 3}", {"X": 3, "Y": 1, "Z": 2}),
+    "what a parent writes wins over its parents": ("{<<: {<<: *one, X: 3}, Y: 4}", {"X": 3, "Y": 4}),
+    "three deep": ("{<<: {<<: {<<: *one, X: 3}, Y: 4}, W: 5}", {"X": 3, "Y": 4, "W": 5}),
+    "three deep, each writes the key": ("{<<: {<<: {<<: *one, X: 3}, X: 4}, X: 5}", {"X": 5, "Y": 1}),
+    "a list in a list's parent": ("{<<: [{<<: [*two, *one], Y: 3}, *one]}", {"X": 2, "Y": 3, "Z": 2}),
+    "one parent twice": ("{<<: [*one, *two, *one], <<: *one}", {"X": 1, "Y": 1, "Z": 2}),
+    "a mapping inside": ("{<<: *one, W: {<<: *two, X: 3}}", {"X": 1, "Y": 1, "W": {"X": 3, "Z": 2}}),
+    "a mapping is replaced whole": ("{<<: {X: {Y: 1}}, X: {Z: 2}}", {"X": {"Z": 2}}),
+    "an empty list": ("{<<: [], X: 3}", {"X": 3}),
+    "an anchor in its own mapping": ("&own {<<: *own, X: 3}", {"X": 3}),
+    "numbers and strings are other keys": ("{<<: {1: X, '1': Y}, 2: Z}", {1: "X", "1": "Y", 2: "Z"}),
+    "a number written otherwise is the same key": ("{<<: [{1: X}, {0x1: Y}], 0x1: Z}", {1: "Z"}),
+}
+
+
+@pytest.mark.parametrize("long", [False, True], ids=["short names", "long names"])
+@pytest.mark.parametrize(("text", "value"), MERGES.values(), ids=MERGES)
+def test_written_keys_win_over_merges_and_earlier_merges_over_later_ones(text: str, value: Any, long: bool) -> None:
+    def named(part: str) -> str:
+        return re.sub("[W-Z]", lambda letter: letter[0] * 9, part) if long else part
+
+    read = parse_yaml(named(f"{BASES}merged: {text}\n"), where="here")["merged"]
+    expected = ast.literal_eval(named(repr(value)))
+    assert read == expected
+
+
 def test_merge_keys_may_be_overridden_by_written_ones() -> None:
     text = "a: &a {x: 1, y: 2}\nb: &b\n  <<: *a\n  x: 3\nc:\n  <<: *b\n  y: 4\n"
     assert parse_yaml(text, where="here")["c"] == {"x": 3, "y": 4}
+
+
+def test_merged_keys_stand_where_they_were_merged() -> None:
+    text = "one: &one {x: 1, yy: 1}\ntwo: &two {yy: 2, z: 2}\nmerged: {w: 3, yy: 3, <<: [*one, *two]}\n"
+    assert list(parse_yaml(text, where="here")["merged"]) == ["yy", "z", "x", "w"]
+
+
+def test_merges_of_merges_do_not_multiply() -> None:
+    levels = [f"a{level + 1}: &a{level + 1} {{<<: [{', '.join([f'*a{level}'] * 9)}]}}" for level in range(20)]
+    assert parse_yaml("\n".join(["a0: &a0 {x: 1}", *levels]), where="here")["a20"] == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "fault"),
+    [
+        ("a: {<<: 3}", 9, "expected a mapping or list of mappings for merging, but found scalar"),
+        ("a: {<<: [{b: 1}, 3]}", 18, "expected a mapping for merging, but found scalar"),
+        ("a: {<<: [[{b: 1}]]}", 10, "expected a mapping for merging, but found sequence"),
+        ("a: {<<: {b: 1}, [c]: 2}", 17, "found unhashable key"),
+        ("a: {<<: {b: 1}, !!map c: 2}", 17, "found unhashable key"),
+    ],
+)
+def test_a_wrong_merge_says_where(text: str, position: int, fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_yaml(text, where="here")
+    says = f"here, line 1, column {position}: must be valid YAML, but here is a fault: "
+    assert str(caught.value) == f"{says}while constructing a mapping, {fault}"
+
+
+def test_a_key_written_twice_is_refused_beside_a_merge() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_yaml("a: &a {x: 1}\nb:\n  x: 2\n  <<: *a\n  x: 3\n", where="here")
+    says = "here, line 5, column 3: the key 'x' stands twice in one mapping, first on line 3; keep one of them"
+    assert str(caught.value) == says
 
 
 def test_a_file_becomes_a_mapping_with_its_overrides(tmp_path: Path) -> None:
