@@ -66,7 +66,7 @@ def test_every_command_of_the_readme_is_known_to_this_test() -> None:
 
 
 def test_the_makefile_has_the_targets_the_readme_names() -> None:
-    for target in ("demo", "test", "test-slow"):
+    for target in ("demo", "test", "test-slow", "test-soak", "test-latest", "lock"):
         assert run(["make", "--dry-run", target], ROOT).returncode == 0
 
 
