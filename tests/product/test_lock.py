@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ("3.11", "3.12", "3.13")
 PIN = re.compile(r"[a-z0-9-]+==[0-9][a-z0-9.]*( ; .+)?")  # no URL, hash, option, extra, range or local label (+cpu)
 OF_ONE_BUILD = re.compile(r"(cuda|nvidia)-|triton$")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("model", "pipelines", "tune", "serve")
 # A hook's GIT_DIR would point git at another repository, and PYTHONPATH Python at our sources.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "PYTHONPATH"))}
