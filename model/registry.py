@@ -1,8 +1,8 @@
 """Names for code of the user's: what a saved model can refer to. No saved file holds a Python module path.
 
-A plugin module (listed under `plugins:` in the YAML) calls `register_cell` or `register_optimizer` when it is
-imported; driver, workers and replicas import it before they build a model. Knows no torch: configs are checked
-against names alone.
+A plugin module (listed under `plugins:` in the YAML) calls `register_cell`, `register_optimizer` or
+`register_normalizer` when it is imported; driver, workers and replicas import it before they build a model. Knows no
+torch: configs are checked against names alone.
 
 May import: model.errors, model.settings.
 """

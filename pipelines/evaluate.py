@@ -1,4 +1,4 @@
-"""Evaluation of a bundle: exact metrics over every row once, on any number of actors.
+"""Evaluation of a bundle: exact metrics over every row once, by any number of tasks.
 
 May import: pipelines.ingest, pipelines.quarantine, pipelines.tasks, model.
 """

@@ -42,12 +42,13 @@ from model.batches.plan import DataIndex, Plan
 from model.bundle.bundle import Bundle, bundle_of, load_bundle
 from model.bundle.run_directory import pointed
 from model.config import ModelConfig
-from model.features.fitted_columns import FittedColumns, column_stats
+from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel, PredictionType, ProblemType
 from model.network.network import build_network
 from model.storage import join
 from model.tables.fragments import Fragment
 from pipelines.train.job import Job
+from tests.fitting import column_stats
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=60)
 hypothesis.settings.load_profile("repeatable")

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from model.bundle.run_directory import MANIFEST as MANIFEST
+from model.bundle.run_directory import MANIFEST
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.features.fitted_columns import FittedColumns

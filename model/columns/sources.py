@@ -1,7 +1,8 @@
 """Sources: how a column of data becomes numbers or ids, declared as plain data.
 
 `Numeric` gives numbers; `Vocabulary`, `Identity` and `HashBucket` give ids from one column each, `Weighted` and
-`Crossed` from several. Their representations are in `model.columns.config`, their fitted forms in `model.features.fit`.
+`Crossed` from several. Their representations are in `model.columns.representations`, their fitted forms in
+`model.features.fit`.
 Knows no files, no torch, no Ray.
 """
 

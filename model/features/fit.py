@@ -31,16 +31,9 @@ from model.columns import (
 )
 from model.columns.sources import Part, raw_leaf
 from model.errors import DataError
-from model.features.categorical import FittedHashBucket as FittedHashBucket
-from model.features.categorical import FittedIdentity as FittedIdentity
-from model.features.categorical import FittedVocabulary as FittedVocabulary
-from model.features.combined import FittedCrossed as FittedCrossed
-from model.features.combined import FittedIntervals, FittedRaw
-from model.features.combined import FittedWeighted as FittedWeighted
-from model.features.encoded import MISSING_ID as MISSING_ID
-from model.features.encoded import Encoded as Encoded
-from model.features.numeric import FittedNumeric as FittedNumeric
-from model.features.numeric import fit_numeric, learned_edges
+from model.features.categorical import FittedHashBucket, FittedIdentity, FittedVocabulary
+from model.features.combined import FittedCrossed, FittedIntervals, FittedRaw, FittedWeighted
+from model.features.numeric import FittedNumeric, fit_numeric, learned_edges
 from model.features.stats import ColumnStats
 from model.features.vocabulary_file import file_keys
 from model.tables.arrow_lists import owner

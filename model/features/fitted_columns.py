@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from model.columns import Column, ColumnsConfig, Leaf, data_columns, leaves, source_key
-from model.columns.config import column_name, source_of
+from model.columns.config import source_of
 from model.errors import DataError
 from model.features.encoded import Encoded
 from model.features.fit import Fitted, entry_to_row, fit_declared, with_boundaries
 from model.features.shared_tables import check_same_ids, joint_stats
-from model.features.stats import ColumnStats, stats_of
+from model.features.stats import ColumnStats
 from model.settings import Settings
 from model.tables.arrow_lists import Array, check_lengths, is_list, require_column, unnest
 
@@ -97,11 +97,6 @@ def source_entries(table: pa.Table, column: Column, group: Group) -> tuple[list[
     return [entries for entries, _ in parts], parts[0][1]
 
 
-def column_entries(table: pa.Table, column: Column, group: Group) -> tuple[Array, np.ndarray | None]:
-    """`entries_of` the one data column that a column reads."""
-    return entries_of(table, column_name(column), group)
-
-
 def entries_of(table: pa.Table, name: str, group: Group) -> tuple[Array, np.ndarray | None]:
     """A data column's entries: the steps of all rows (with the rows' offsets), or the rows themselves."""
     array = require_column(table, name)
@@ -148,15 +143,3 @@ def with_null_steps(table: pa.Table, columns: ColumnsConfig) -> pa.Table:
     for name in nulls:
         table = table.set_column(table.column_names.index(name), name, missing)
     return table
-
-
-def column_stats(table: pa.Table, columns: ColumnsConfig) -> dict[str, ColumnStats]:
-    """Statistics of one fragment by source key, for `FittedColumns.fit` after merging in fragment order."""
-    stats, quantiles = {}, columns.learned_boundaries()
-    for group, key, leaf in iterate_leaves(columns):
-        entries, offsets = entries_of(table, leaf.name, group)
-        try:
-            stats[key] = stats_of(leaf, entries, quantiles=leaf.name in quantiles)
-        except DataError as error:
-            raise entry_to_row(error, offsets) from error.__cause__
-    return stats

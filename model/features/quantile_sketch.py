@@ -119,17 +119,17 @@ class QuantileSketch:
     def to_plain(self) -> dict[str, Any]:
         """Plain data that travels as JSON, arrays as base64 of little-endian bytes; bit by bit."""
         return {
-            "values": _text(self.values, "<f8"),
-            "weights": _text(self.weights, "<i8"),
-            "ends": _text(np.array([self.low, self.high]), "<f8"),
+            "values": packed(self.values, "<f8"),
+            "weights": packed(self.weights, "<i8"),
+            "ends": packed(np.array([self.low, self.high]), "<f8"),
             "compactions": list(self.compactions),
         }
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> QuantileSketch:
         """What `to_plain` described."""
-        low, high = _array(plain["ends"], "<f8").tolist()
-        values, weights = _array(plain["values"], "<f8"), _array(plain["weights"], "<i8")
+        low, high = unpacked(plain["ends"], "<f8").tolist()
+        values, weights = unpacked(plain["values"], "<f8"), unpacked(plain["weights"], "<i8")
         return cls(values, weights, low, high, tuple(plain["compactions"]))
 
 
@@ -158,9 +158,11 @@ def _long(sketch: QuantileSketch, levels: int) -> list[int]:
     return [*sketch.compactions, *[0] * (levels - len(sketch.compactions))]
 
 
-def _text(array: np.ndarray, kind: str) -> str:
+def packed(array: np.ndarray, kind: str) -> str:
+    """An array as base64 of bytes of a numpy type such as "<u8", to travel as JSON."""
     return base64.b64encode(array.astype(kind).tobytes()).decode()
 
 
-def _array(text: str, kind: str) -> np.ndarray:
+def unpacked(text: str, kind: str) -> np.ndarray:
+    """The array of `packed`, in the machine's own byte order."""
     return np.frombuffer(base64.b64decode(text), kind).astype(kind[1:])

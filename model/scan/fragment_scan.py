@@ -23,9 +23,7 @@ from model.features.ordered_merge import DataStats
 from model.features.stats import ColumnStats
 from model.scan.bad_rows import Reason, common_widths, find_bad_rows, reasons_of
 from model.scan.needed_columns import read_columns
-from model.scan.row_checks import check_rows as check_rows
 from model.scan.row_checks import checked_stats
-from model.scan.row_checks import unfitted_label as unfitted_label
 from model.scan.split import SplitBy, training_rows
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter

@@ -24,11 +24,6 @@ from model.features.stats import ColumnStats, keys_of, matrix_of, numeric_stats,
 from model.tables.arrow_lists import Array, is_list, numbers
 
 
-def check_rows(table: pa.Table, config: ModelConfig, lengths: np.ndarray) -> None:
-    """Refuses what `checked_stats` refuses."""
-    checked_stats(table, config, lengths)
-
-
 def checked_stats(
     table: pa.Table, config: ModelConfig, lengths: np.ndarray, widths: Mapping[str, int] | None = None
 ) -> DataStats:

@@ -28,7 +28,7 @@ from model.network import heads
 from model.network.cells import Cell, State, flatten_state, unflatten_state
 from model.network.column_layers import ColumnLayer
 from model.state import from_mapping
-from model.tables.arrow_lists import is_list
+from model.tables.arrow_lists import is_list, widened
 
 Tensor = torch.Tensor
 Flat = tuple[Tensor, ...]
@@ -124,7 +124,7 @@ class _Input:
         self.fitted = fitted
         self.part = part
         self.quick: Quick | None = _quick(fitted)
-        self.kinds = {name: _widened(kind) for name, kind in fitted.entry_types.items()}
+        self.kinds = {name: widened(kind) for name, kind in fitted.entry_types.items()}
 
     def read(self, features: Mapping[str, Any]) -> Tensor:
         """The features' values as network input; DataError names the one that is missing or does not fit."""
@@ -192,12 +192,3 @@ def _tensors(encoded: Encoded) -> tuple[Tensor, torch.dtype, Tensor | None]:
         return torch.from_numpy(encoded.values), torch.float32, None
     weights = None if encoded.weights is None else torch.from_numpy(encoded.weights).unsqueeze(0)
     return torch.from_numpy(encoded.values.astype(np.int64)).unsqueeze(0), torch.float32, weights
-
-
-def _widened(arrow_type: pa.DataType) -> pa.DataType:
-    """float64 for float32: numbers are normalised before they are cast."""
-    if pa.types.is_fixed_size_list(arrow_type):
-        return pa.list_(_widened(arrow_type.value_type), arrow_type.list_size)
-    if is_list(arrow_type):
-        return pa.list_(_widened(arrow_type.value_type))
-    return pa.float64() if pa.types.is_floating(arrow_type) else arrow_type

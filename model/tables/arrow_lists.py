@@ -31,6 +31,15 @@ def is_list(arrow_type: pa.DataType) -> bool:
     return any(kind(arrow_type) for kind in kinds)
 
 
+def widened(arrow_type: pa.DataType) -> pa.DataType:
+    """The type with float64 for float32: numbers are normalised before they are cast."""
+    if pa.types.is_fixed_size_list(arrow_type):
+        return pa.list_(widened(arrow_type.value_type), arrow_type.list_size)
+    if is_list(arrow_type):
+        return pa.list_(widened(arrow_type.value_type))
+    return pa.float64() if pa.types.is_floating(arrow_type) else arrow_type
+
+
 def is_whole(array: Array) -> bool:
     """Whether an array holds lists of a fixed size, none of them null: their places need no offsets."""
     return pa.types.is_fixed_size_list(array.type) and not array.null_count

@@ -47,16 +47,6 @@ class Piece(NamedTuple):
     variable: str
 
 
-def weights_from_variables(variables: Variables, config: ModelConfig) -> Tensors:
-    """The variables of the original's model as the weights of a network that `config` builds.
-
-    Optimizer slots and other variables are left aside. The LSTM's forget bias 1.0 is in neither: both add it at run
-    time. What is linear in the weights, such as gradients, maps the same way. CheckpointError names what is missing
-    or has another shape.
-    """
-    return {piece.name: piece.tensor for piece in pieces_of(Reader(variables), config)}
-
-
 class Reader:
     """Variables by name and expected shape; None in a shape is any size. Remembers which were taken."""
 

@@ -19,8 +19,7 @@ import torch
 
 from model.errors import ConfigError, TrainingError
 from model.network.network import RnnNetwork
-from model.training.config import OptimizerConfig as OptimizerConfig
-from model.training.config import StepConfig as StepConfig
+from model.training.config import OptimizerConfig, StepConfig
 
 Tensor = torch.Tensor
 Slots = dict[str, Tensor]

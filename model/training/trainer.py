@@ -22,7 +22,6 @@ from model.network import heads
 from model.network.dropout import DropoutKey
 from model.network.network import RnnNetwork
 from model.training.config import StepConfig
-from model.training.config import TrainConfig as TrainConfig
 from model.training.optimizers import VOTES, FlatParameters
 from model.training.torch_optimizers import NO_CODE, OptimizerCode, make_optimizer
 from model.training.truncation import CARRIED, TruncatedBatch

@@ -1,8 +1,7 @@
-"""Starting or joining Ray, and asking it whether the job fits.
+"""Whether the job fits: asked of Ray, of this machine, or of the cluster.yaml that `ray up` left on the head node.
 
-Knows Ray and the environment variables it reads. Knows no data, no model and no configuration file.
-Ray reads its environment when it is imported, so this module imports it inside functions only: whoever calls
-`ray_session` before anything else has imported Ray gets every setting below. What the user has set stays as it is.
+Knows no data, no model and no config of ours. Ray reads its environment when it is imported, so it is imported inside
+functions only.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.inspect.sketches import mixed, packed, unpacked
+from model.features.quantile_sketch import packed, unpacked
+from pipelines.inspect.sketches import mixed
 
 MOST_PAIRS = 1 << 12  # distinct (value, label) pairs; beyond, what a value decides is not followed
 MOST_COUNTED = 1 << 22  # pairs of codes that are counted in an array

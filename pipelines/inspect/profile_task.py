@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from model.config import ModelConfig
 from model.errors import DataError
+from model.features.quantile_sketch import packed, unpacked
 from model.registry import import_plugins
 from model.tables.arrow_lists import Array, numbers, plain, ranges
 from model.tables.filter_arrow import kept_rows
@@ -34,7 +35,7 @@ from pipelines.inspect.column_profile import (
 )
 from pipelines.inspect.label_relations import Entries, Relation
 from pipelines.inspect.row_faults import Damage, RowFaults, row_faults
-from pipelines.inspect.sketches import Coded, mixed, packed, unpacked
+from pipelines.inspect.sketches import Coded, mixed
 
 MOST_COMPONENTS = 32  # values a step that are each held against the label
 MOST_COMPARED = 64  # list columns whose lengths are compared, each with each, to find the sequence's

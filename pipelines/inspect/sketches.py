@@ -6,7 +6,6 @@ parts alone. Runs in data tasks: knows no torch, no Ray, no files.
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.features.hashing import fingerprint, fingerprints
+from model.features.quantile_sketch import packed, unpacked
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array
 
@@ -83,16 +83,6 @@ def mixed(words: np.ndarray) -> np.ndarray:
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     found: np.ndarray = words ^ (words >> np.uint64(31))
     return found
-
-
-def packed(array: np.ndarray, kind: str) -> str:
-    """An array as base64 of bytes of a numpy type such as "<u8", to travel as JSON."""
-    return base64.b64encode(array.astype(kind).tobytes()).decode()
-
-
-def unpacked(text: str, kind: str) -> np.ndarray:
-    """The array of `packed`, in the machine's own byte order."""
-    return np.frombuffer(base64.b64decode(text), kind).astype(kind[1:])
 
 
 @dataclass(frozen=True, eq=False)

@@ -112,11 +112,6 @@ class Prediction:
         return sum(block.fragment.rows for block in self.blocks)
 
     @property
-    def initial_states(self) -> tuple[SlicedRowGroup, ...]:
-        """Blocks of the states that keys go on from."""
-        return () if self.chain is None else self.chain.state_blocks
-
-    @property
     def metadata(self) -> dict[str, str]:
         """What output files say about the states that they hold."""
         return {FINGERPRINT: self.fingerprint}

@@ -2,7 +2,7 @@
 
 An estimate: activations are counted in numbers that a cell keeps a step for its gradient, measured within a factor of
 two. Only weights, gradients and optimizer slots are certain; where these alone do not fit, training is refused.
-Knows no Ray.
+Starts no Ray.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from model.errors import DataError
 from model.features.fitted_columns import FittedColumns
 from model.settings import did_you_mean
 from model.state import StateSpec
-from model.tables.arrow_lists import is_list
+from model.tables.arrow_lists import is_list, widened
 from serve.wire.errors import RequestError
 
 
@@ -63,15 +63,6 @@ class Inputs:
             for each in self.schema
         ]
         return pa.Table.from_arrays(columns, schema=self.schema)
-
-
-def widened(arrow_type: pa.DataType) -> pa.DataType:
-    """The type with float64 for float32."""
-    if pa.types.is_fixed_size_list(arrow_type):
-        return pa.list_(widened(arrow_type.value_type), arrow_type.list_size)
-    if is_list(arrow_type):
-        return pa.list_(widened(arrow_type.value_type))
-    return pa.float64() if pa.types.is_floating(arrow_type) else arrow_type
 
 
 def check_count(what: str, count: int, most: int) -> None:

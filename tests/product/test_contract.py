@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -290,8 +292,8 @@ def test_a_filter_on_a_partition_key_leaves_files_unread(tmp_path: Path) -> None
 
 def test_a_fragment_survives_json() -> None:
     fragment = Fragment("größe.parquet", 3, 7, 11, (("year", 2020), ("country", None), ("key", "a b")), ("x",))
-    assert Fragment.from_json(fragment.to_json()) == fragment
-    assert hash(Fragment.from_json(fragment.to_json())) == hash(fragment)
+    assert Fragment(**json.loads(json.dumps(asdict(fragment)))) == fragment
+    assert hash(Fragment(**json.loads(json.dumps(asdict(fragment))))) == hash(fragment)
 
 
 # Times ------------------------------------------------------------------------------------------------------------

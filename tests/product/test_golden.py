@@ -39,9 +39,9 @@ from model.estimator.row_sources import Encoder
 from model.network.network import RnnNetwork
 from model.scan.fit import fit_columns
 from model.scan.fragment_scan import scan_table
-from model.tf1.variables import weights_from_variables
 from model.training.config import OptimizerConfig
 from model.training.trainer import Trainer
+from tests.fitting import weights_from_variables
 
 torch.set_num_threads(1)
 

@@ -39,13 +39,13 @@ from model.estimator.arguments import declare
 from model.estimator.inputs import rows_of
 from model.estimator.learned import start
 from model.estimator.row_sources import Encoder
-from model.features.fitted_columns import column_stats
 from model.features.hashing import fingerprint
 from model.features.stats import ColumnStats
 from model.network.cells import BasicRnnCell, LstmCell, flatten_state, last_step, unflatten_state
 from model.network.network import RnnNetwork
 from model.scan.fit import fit_columns
 from model.scan.fragment_scan import FragmentScan
+from tests.fitting import column_stats
 
 CLASSIFICATION, REGRESSION = ProblemType.CLASSIFICATION, ProblemType.LINEAR_REGRESSION
 SINGLE, MULTIPLE = PredictionType.SINGLE_VALUE, PredictionType.MULTIPLE_VALUE

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_what_is_found_can_be_opened_by_any_process(bucket: str) -> None:
     fragments = find_fragments(storage.join(bucket, "list"), ["x"])
     assert all(each.file.endswith(bucket.partition("?")[2]) for each in fragments)
     assert {storage.stem(each.file) for each in fragments} == {"a", "b c", "größe", "50_", "x"}
-    read = [read_fragment(Fragment.from_json(each.to_json()), ["x", "year"]) for each in fragments]
+    read = [read_fragment(Fragment(**json.loads(json.dumps(asdict(each)))), ["x", "year"]) for each in fragments]
     assert sorted(table["x"].to_pylist()[0] for table in read) == [0, 1, 2, 3, 4]
     assert [table["year"].to_pylist() for table in read if "year" in table.column_names] == [[2020]]
 

@@ -20,10 +20,11 @@ from model.batches.reorder import take_across
 from model.columns import ColumnsConfig
 from model.features.categorical import FittedIdentity, FittedVocabulary
 from model.features.encoded import Encoded
-from model.features.fitted_columns import FittedColumns, column_stats
+from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
 from model.features.numeric import FittedNumeric
 from model.state import StateSpec
+from tests.fitting import column_stats
 
 WORDS = FittedVocabulary(name="word", keys=("a", "b"), several=False)
 TAGS = FittedVocabulary(name="tags", keys=("t", "u"), oov_buckets=0, several=True)

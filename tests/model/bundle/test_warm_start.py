@@ -15,10 +15,11 @@ from model.bundle.warm_start import started
 from model.columns import ColumnsConfig
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
-from model.features.fitted_columns import FittedColumns, column_stats
+from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
 from model.network.network import build_network
 from model.scoring.scorer import Scorer
+from tests.fitting import column_stats
 
 COLUMNS = {
     "sequence": [

@@ -25,11 +25,12 @@ from model.errors import CheckpointError, ConfigError, NotFittedError
 from model.export.check import compare, sample
 from model.export.export import export
 from model.export.graphs import SequenceGraph, StepGraph
-from model.features.fitted_columns import FittedColumns, column_stats
+from model.features.fitted_columns import FittedColumns
 from model.network.cells import Cell
 from model.network.network import build_network
 from model.scan.fit import fit_label
 from pipelines.cli.app import app
+from tests.fitting import column_stats
 
 # Each cell once, with each problem and prediction type; all over numbers, vectors, one-hot, several values, context.
 CASES: list[dict[str, Any]] = [

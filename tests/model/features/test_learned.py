@@ -41,12 +41,13 @@ from model.columns.config import needs_training_data
 from model.errors import ConfigError, DataError
 from model.features import quantile_sketch as quantiles
 from model.features import stats
-from model.features.fitted_columns import FittedColumns, column_stats
+from model.features.fitted_columns import FittedColumns
 from model.features.hashing import cross, cross_start, fingerprint
 from model.features.stats import ColumnStats
 from model.network.network import InputLayer
 from model.settings import build
 from model.settings.yaml_text import parse_yaml
+from tests.fitting import column_stats
 
 
 def columns_of(*columns: Any, context: Sequence[Any] = ()) -> ColumnsConfig:

@@ -11,10 +11,11 @@ import pytest
 from model.batches.encode import encode_rows
 from model.columns import ColumnsConfig, Numeric, real_valued_column
 from model.errors import ConfigError, DataError
-from model.features.fitted_columns import FittedColumns, column_stats
+from model.features.fitted_columns import FittedColumns
 from model.features.numeric import FittedNumeric
 from model.registry import normalizer_name, register_normalizer
 from model.settings import build
+from tests.fitting import column_stats
 
 
 def fitted_to(columns: ColumnsConfig, table: pa.Table) -> FittedColumns:

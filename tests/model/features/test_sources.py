@@ -33,10 +33,11 @@ from model.columns import (
     weighted_sparse_column,
 )
 from model.errors import ConfigError, DataError
-from model.features.fitted_columns import FittedColumns, column_stats
+from model.features.fitted_columns import FittedColumns
 from model.features.hashing import cross, cross_start, fingerprint
 from model.network.network import InputLayer
 from model.settings import build
+from tests.fitting import column_stats
 
 Step = list[Any]  # the values of one entry
 

@@ -28,7 +28,7 @@ from model.columns import (
 )
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
-from model.features.fitted_columns import FittedColumns, column_stats
+from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
 from model.network.column_layers import ColumnLayer
 from model.network.network import InputLayer, RnnNetwork, build_network
@@ -36,6 +36,7 @@ from model.settings import build
 from model.training.config import OptimizerConfig
 from model.training.trainer import Trainer
 from model.training.truncation import TruncatedBatch
+from tests.fitting import column_stats
 
 LABEL = FittedLabel(name="y", problem_type="linear_regression", prediction_type="multiple_value")
 IDS = sparse_column_with_integerized_feature("i", 6)

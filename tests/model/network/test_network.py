@@ -13,13 +13,14 @@ import torch
 from model.batches.collate import SequenceBatch, collate
 from model.batches.encode import encode_rows
 from model.columns import ColumnsConfig
-from model.features.fitted_columns import FittedColumns, column_stats
+from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
 from model.network.cells import Cell
 from model.network.column_layers import ColumnLayer
 from model.network.dropout import DropoutKey, drop
 from model.network.network import InputLayer, RnnNetwork, build_network, logit_count
 from model.registry import BUILT_IN_CELLS
+from tests.fitting import column_stats
 
 IDS = torch.tensor([[[0, 2, -1], [-1, -1, -1]], [[1, 1, 1], [2, -1, 1]]])  # B 2, T 2, K 3
 

@@ -15,10 +15,11 @@ from model.bundle.bundle import bundle_of
 from model.columns import ColumnsConfig
 from model.config import ModelConfig
 from model.errors import DataError, StateError
-from model.features.fitted_columns import FittedColumns, column_stats
+from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel, PredictionType, ProblemType
 from model.network.network import build_network
 from model.scoring.stepper import Stepper
+from tests.fitting import column_stats
 
 SOURCES: dict[str, dict[str, Any]] = {
     "number": {"type": "numeric", "name": "a"},

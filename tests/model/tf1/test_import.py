@@ -18,8 +18,8 @@ from model.errors import CheckpointError, ConfigError
 from model.settings.yaml_text import dump_plain
 from model.tf1.checkpoint import read_variables
 from model.tf1.import_bundle import Held, import_config, import_variables
-from model.tf1.variables import weights_from_variables
 from pipelines.cli.app import app
+from tests.fitting import weights_from_variables
 
 REAL = Path(__file__).parents[2] / "golden" / "tf_checkpoint"
 MODELS: list[dict[str, Any]] = json.loads((REAL / "manifest.json").read_text())

@@ -19,7 +19,7 @@ from model.bundle.bundle import load_bundle
 from model.columns import Numeric, Vocabulary
 from model.errors import ConfigError, DataError
 from model.features import stats
-from model.features.fitted_columns import FittedColumns, column_stats
+from model.features.fitted_columns import FittedColumns
 from model.features.ordered_merge import DataStats, OrderedMerge, merged
 from model.features.stats import ColumnStats, key_stats, stats_of
 from model.scan.fit import fit_columns
@@ -35,6 +35,7 @@ from pipelines.ingest import scan as ingest
 from pipelines.ingest.fit_cache import check_fit, fitted_data, is_current, same
 from pipelines.ingest.fitted_data import FittedData, load_fitted
 from pipelines.train.run import train
+from tests.fitting import column_stats
 from tune.sweep import prepare
 
 COLUMNS: dict[str, Any] = {
