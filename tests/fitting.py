@@ -8,16 +8,18 @@ from model.columns import ColumnsConfig
 from model.config import ModelConfig
 from model.errors import DataError
 from model.features.fit import entry_to_row
-from model.features.fitted_columns import entries_of, iterate_leaves
+from model.features.fitted_columns import iterate_leaves
+from model.features.sequence_table import SequenceTable
 from model.features.stats import ColumnStats, stats_of
 from model.tf1.variables import Reader, Tensors, Variables, pieces_of
 
 
 def column_stats(table: pa.Table, columns: ColumnsConfig) -> dict[str, ColumnStats]:
     """Statistics of one fragment by source key, for `FittedColumns.fit` after merging in fragment order."""
+    rows = SequenceTable(table, columns)
     stats, quantiles = {}, columns.learned_boundaries()
     for group, key, leaf in iterate_leaves(columns):
-        entries, offsets = entries_of(table, leaf.name, group)
+        entries, offsets = rows.entries(leaf.name, group)
         try:
             stats[key] = stats_of(leaf, entries, quantiles=leaf.name in quantiles)
         except DataError as error:

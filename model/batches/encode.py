@@ -10,9 +10,10 @@ from model.batches.plan import DataIndex
 from model.columns import Embedding, source_key
 from model.columns.config import source_of
 from model.features.encoded import MISSING_ID, Encoded
-from model.features.fitted_columns import GROUPS, FittedColumns, source_entries
+from model.features.fitted_columns import GROUPS, FittedColumns
 from model.features.labels import FittedLabel
 from model.features.numeric import FittedNumeric
+from model.features.sequence_table import SequenceTable
 from model.state import StateSpec
 from model.tables.arrow_lists import offsets_of
 
@@ -45,15 +46,16 @@ def padding_lookups(padded: pa.Table, columns: FittedColumns) -> dict[str, Encod
     That is every id at every position, padding included, and id 0, its filler, where a position holds none.
     """
     found: dict[str, Encoded] = {}
+    rows = SequenceTable(padded, columns.columns)
     for group in GROUPS:
         for column in columns.columns.ordered(group):
             key = source_key(source_of(column))
             if isinstance(column, Embedding) and key not in found:
-                parts, offsets = source_entries(padded, column, group)
+                parts, offsets = rows.source_entries(column, group)
                 owners = np.arange(padded.num_rows)
-                rows = owners if offsets is None else np.repeat(owners, np.diff(offsets))
+                row_of_entry = owners if offsets is None else np.repeat(owners, np.diff(offsets))
                 encoded = columns.sources[key].encode(*parts)
-                found[key] = _looked_up(_weighing(encoded, column), rows, padded.num_rows)
+                found[key] = _looked_up(_weighing(encoded, column), row_of_entry, padded.num_rows)
     return found
 
 

@@ -12,15 +12,15 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from model.columns import Column, ColumnsConfig, Leaf, data_columns, leaves, source_key
+from model.columns import Column, ColumnsConfig, Leaf, leaves, source_key
 from model.columns.config import source_of
 from model.errors import DataError
 from model.features.encoded import Encoded
 from model.features.fit import Fitted, entry_to_row, fit_declared, with_boundaries
+from model.features.sequence_table import SequenceTable
 from model.features.shared_tables import check_same_ids, joint_stats
 from model.features.stats import ColumnStats
 from model.settings import Settings
-from model.tables.arrow_lists import Array, check_lengths, is_list, require_column, unnest
 
 Group = Literal["sequence", "context"]
 GROUPS: tuple[Group, ...] = ("sequence", "context")
@@ -79,67 +79,13 @@ class FittedColumns(Settings):
 
     def encode(self, table: pa.Table) -> tuple[np.ndarray, dict[str, Encoded], dict[str, Encoded]]:
         """(lengths [B], sequence values, context values) by source key. DataError names column and row."""
-        table = with_null_steps(table, self.columns)
-        lengths_B = sequence_lengths(table, self.columns)
+        rows = SequenceTable.of(table, self.columns)
+        lengths_B = rows.lengths_B
         groups: dict[Group, dict[str, Encoded]] = {"sequence": {}, "context": {}}
         for group, key, column in iterate_sources(self.columns):
-            parts, offsets = source_entries(table, column, group)
+            parts, offsets = rows.source_entries(column, group)
             try:
                 groups[group][key] = self.sources[key].encode(*parts)
             except DataError as error:
                 raise entry_to_row(error, offsets) from error.__cause__
         return lengths_B, groups["sequence"], groups["context"]
-
-
-def source_entries(table: pa.Table, column: Column, group: Group) -> tuple[list[Array], np.ndarray | None]:
-    """The entries of each data column that a column reads, and the rows' offsets in them (sequence columns)."""
-    parts = [entries_of(table, name, group) for name in data_columns(source_of(column))]
-    return [entries for entries, _ in parts], parts[0][1]
-
-
-def entries_of(table: pa.Table, name: str, group: Group) -> tuple[Array, np.ndarray | None]:
-    """A data column's entries: the steps of all rows (with the rows' offsets), or the rows themselves."""
-    array = require_column(table, name)
-    if group == "context":
-        return array, None
-    if not is_list(array.type) and not pa.types.is_null(array.type):
-        raise DataError(
-            f"a sequence column must hold lists, one a row, but its type is {array.type}; declare it under context "
-            f"if it has one value a row",
-            column=name,
-        )
-    if pa.types.is_null(array.type):
-        return pa.array([], pa.null()), np.zeros(len(array) + 1, np.int64)
-    return unnest(array, name)
-
-
-def sequence_lengths(table: pa.Table, columns: ColumnsConfig) -> np.ndarray:
-    """Steps of each row [B]; a DataError names the row whose sequence columns disagree."""
-    lengths_B: np.ndarray | None = None
-    first = ""
-    for name in columns.data_columns("sequence"):
-        _, offsets = entries_of(table, name, "sequence")
-        assert offsets is not None
-        if lengths_B is None:
-            lengths_B, first = np.diff(offsets), name
-        check_lengths(np.diff(offsets), name, lengths_B, repr(first))
-    assert lengths_B is not None, "ColumnsConfig holds at least one sequence column"
-    return lengths_B
-
-
-def with_null_steps(table: pa.Table, columns: ColumnsConfig) -> pa.Table:
-    """Columns of type null (all missing, or of a file without them) as lists of nulls, one for each step of the row."""
-    names = [name for name in columns.data_columns("sequence") if name in table.column_names]
-    nulls = [name for name in names if pa.types.is_null(table.schema.field(name).type)]
-    if not nulls:
-        return table
-    whole = next((name for name in names if name not in nulls), None)
-    offsets = np.zeros(table.num_rows + 1, np.int64)
-    if whole is not None:
-        _, found = entries_of(table, whole, "sequence")
-        assert found is not None, "sequence columns have offsets"
-        offsets = found
-    missing = pa.LargeListArray.from_arrays(pa.array(offsets), pa.nulls(int(offsets[-1])))
-    for name in nulls:
-        table = table.set_column(table.column_names.index(name), name, missing)
-    return table

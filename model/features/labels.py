@@ -75,7 +75,10 @@ class FittedLabel(Settings):
 
         DataError for a missing column, a list of another length, a null, and a value outside the classes.
         """
-        entries, offsets = self.entries(table, lengths_B)
+        return self.encode_entries(*self.entries(table, lengths_B))
+
+    def encode_entries(self, entries: Array, offsets: np.ndarray | None) -> np.ndarray:
+        """`encode` of what `entries` gave."""
         try:
             if self.problem_type is ProblemType.CLASSIFICATION:
                 return self._class_ids(entries)

@@ -15,7 +15,8 @@ import pyarrow as pa
 from model.columns import Numeric
 from model.config import ModelConfig
 from model.errors import DataError
-from model.features.fitted_columns import entries_of, iterate_leaves
+from model.features.fitted_columns import iterate_leaves
+from model.features.sequence_table import SequenceTable
 from model.tables.arrow_lists import is_list, list_lengths
 
 Check = Callable[[pa.Table], object]
@@ -57,7 +58,7 @@ def _halved(table: pa.Table, first: int, check: Check) -> dict[int, DataError]:
     return {}
 
 
-def common_widths(table: pa.Table, config: ModelConfig) -> dict[str, int]:
+def common_widths(rows: SequenceTable, config: ModelConfig) -> dict[str, int]:
     """Values that an entry of each numeric column should hold: as declared, else as most of the entries do.
 
     Without them a vector of another width would make bad rows of all that come after it.
@@ -66,7 +67,7 @@ def common_widths(table: pa.Table, config: ModelConfig) -> dict[str, int]:
     for group, _, source in iterate_leaves(config.columns):
         if not isinstance(source, Numeric):
             continue
-        entries, _ = entries_of(table, source.name, group)
+        entries, _ = rows.entries(source.name, group)
         if source.dimension is not None:
             widths[source.name] = source.dimension
         elif is_list(entries.type):

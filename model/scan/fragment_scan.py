@@ -16,10 +16,9 @@ from model.config import ModelConfig
 from model.errors import DataError
 from model.features.fitted_columns import (
     iterate_leaves,
-    sequence_lengths,
-    with_null_steps,
 )
 from model.features.ordered_merge import DataStats
+from model.features.sequence_table import SequenceTable
 from model.features.stats import ColumnStats
 from model.scan.bad_rows import Reason, common_widths, find_bad_rows, reasons_of
 from model.scan.needed_columns import read_columns
@@ -173,13 +172,13 @@ def _scan_rows(
 
 def _bad_rows(table: pa.Table, rows: np.ndarray, config: ModelConfig) -> dict[int, DataError]:
     """The errors of those of the `rows` of a table that are bad, by their place in it."""
-    used = with_null_steps(_taken(table, rows), config.columns)
+    used = SequenceTable.of(_taken(table, rows), config.columns)
     widths = common_widths(used, config)
 
     def check(part: pa.Table) -> None:
-        checked_stats(part, config, sequence_lengths(part, config.columns), widths)
+        checked_stats(SequenceTable(part, config.columns), config, widths)
 
-    return {int(rows[row]): error for row, error in find_bad_rows(used, check).items()}
+    return {int(rows[row]): error for row, error in find_bad_rows(used.table, check).items()}
 
 
 def _taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
@@ -211,22 +210,22 @@ def scan_table(
 
     Every row is checked; training rows (all, without a split) give the statistics.
     """
-    table = with_null_steps(table, config.columns)
-    lengths = sequence_lengths(table, config.columns).astype(np.int32)
+    whole = SequenceTable.of(table, config.columns)
+    lengths = whole.lengths_B.astype(np.int32)
     if split is None:
-        stats, training = checked_stats(table, config, lengths), None
+        stats, training = checked_stats(whole, config), None
     else:
-        training = training_rows(table, split, place, rows)
-        stats = _stats_at(np.flatnonzero(training), table, config, lengths)
-        _stats_at(np.flatnonzero(~training), table, config, lengths)
+        training = training_rows(whole.table, split, place, rows)
+        stats = _stats_at(np.flatnonzero(training), whole.table, config)
+        _stats_at(np.flatnonzero(~training), whole.table, config)
     scan = FragmentScan(lengths, training, stats.columns, stats.labels)
     return scan if fit else scan.without_stats()
 
 
-def _stats_at(rows: np.ndarray, table: pa.Table, config: ModelConfig, lengths: np.ndarray) -> DataStats:
+def _stats_at(rows: np.ndarray, table: pa.Table, config: ModelConfig) -> DataStats:
     """Checked statistics of some rows of a table."""
     try:
-        return checked_stats(_taken(table, rows), config, lengths[rows])
+        return checked_stats(SequenceTable(_taken(table, rows), config.columns), config)
     except DataError as error:
         raise _at(error, rows) from error.__cause__
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import pyarrow as pa
 
 from model.columns import Numeric, Vocabulary, Weighted
@@ -17,24 +16,24 @@ from model.errors import DataError
 from model.features.categorical import FittedHashBucket
 from model.features.combined import FittedWeighted
 from model.features.fit import entry_to_row, fit_source
-from model.features.fitted_columns import entries_of, iterate_leaves, iterate_sources, source_entries
+from model.features.fitted_columns import iterate_leaves, iterate_sources
 from model.features.labels import FittedLabel, ProblemType, label_stats, refuse_null, text_values
 from model.features.ordered_merge import DataStats
+from model.features.sequence_table import SequenceTable
 from model.features.stats import ColumnStats, keys_of, matrix_of, numeric_stats, stats_of
 from model.tables.arrow_lists import Array, is_list, numbers
 
 
-def checked_stats(
-    table: pa.Table, config: ModelConfig, lengths: np.ndarray, widths: Mapping[str, int] | None = None
-) -> DataStats:
+def checked_stats(rows: SequenceTable, config: ModelConfig, widths: Mapping[str, int] | None = None) -> DataStats:
     """Statistics of a table; refuses now, and for rows of every split, what would otherwise stop the training midway.
 
     Numbers are encoded by a provisional fit of this table; labels and weights as far as the classes are declared.
     `widths` say how many values an entry of a numeric column must hold.
     """
+    lengths_B = rows.lengths_B
     columns, quantiles = {}, config.columns.learned_boundaries()
     for group, key, source in iterate_leaves(config.columns):
-        entries, offsets = entries_of(table, source.name, group)
+        entries, offsets = rows.entries(source.name, group)
         try:
             if widths and source.name in widths and isinstance(source, Numeric):
                 matrix_of(entries, source.name, widths[source.name])
@@ -45,16 +44,17 @@ def checked_stats(
                 fit_source(source, columns[key]).encode(entries)
         except DataError as error:
             raise entry_to_row(error, offsets) from error.__cause__
-    _check_weights(table, config)
-    entries, offsets = unfitted_label(config).entries(table, lengths)
+    _check_weights(rows, config)
+    label = declared_label(config)
+    entries, offsets = label.entries(rows.table, lengths_B)
     if _learns_classes(entries, config):
         try:
             refuse_null(entries, config.label)
         except DataError as error:
             raise entry_to_row(error, offsets) from error.__cause__
     else:
-        declared_label(config).encode(table, lengths)
-    unfitted_label(config).encode_weights(table, lengths)
+        label.encode_entries(entries, offsets)
+    label.encode_weights(rows.table, lengths_B)
     return DataStats(columns, _label_stats(entries, config))
 
 
@@ -75,12 +75,12 @@ def _check_keys(source: Vocabulary, entries: Array) -> None:
     )
 
 
-def _check_weights(table: pa.Table, config: ModelConfig) -> None:
+def _check_weights(rows: SequenceTable, config: ModelConfig) -> None:
     """Weighted values have a number each, whatever the values mean."""
     for group, _, column in iterate_sources(config.columns):
         source = source_of(column)
         if isinstance(source, Weighted):
-            parts, offsets = source_entries(table, column, group)
+            parts, offsets = rows.source_entries(column, group)
             values = FittedHashBucket(name=source.source.name, buckets=1)
             try:
                 FittedWeighted(source=values, weights=source.weights).encode(*parts)

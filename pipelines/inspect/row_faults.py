@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from model.config import ModelConfig
 from model.errors import DataError
-from model.features.fitted_columns import sequence_lengths, with_null_steps
+from model.features.sequence_table import SequenceTable
 from model.scan.bad_rows import common_widths, find_bad_rows
 from model.scan.fragment_scan import scan_table
 from model.scan.needed_columns import read_columns
@@ -95,21 +95,21 @@ def row_faults(table: pa.Table, config: ModelConfig, file: str, rows: np.ndarray
     try:
         scan_table(used, config, None, fit=False, place=file)
     except DataError:
-        return _refused(with_null_steps(used, config.columns), config, file, rows)
+        return _refused(SequenceTable.of(used, config.columns), config, file, rows)
     return RowFaults()
 
 
-def _refused(table: pa.Table, config: ModelConfig, file: str, rows: np.ndarray) -> RowFaults:
-    widths = common_widths(table, config)
+def _refused(used: SequenceTable, config: ModelConfig, file: str, rows: np.ndarray) -> RowFaults:
+    widths = common_widths(used, config)
 
     def check(part: pa.Table) -> None:
-        checked_stats(part, config, sequence_lengths(part, config.columns), widths)
+        checked_stats(SequenceTable(part, config.columns), config, widths)
 
     found = RowFaults()
     try:
-        errors = find_bad_rows(table, check)
+        errors = find_bad_rows(used.table, check)
     except DataError as error:  # of a type, not of values: no row could be read
-        return RowFaults.of(error.column, max(1, table.num_rows), Example(file, None, error.problem))
+        return RowFaults.of(error.column, max(1, used.table.num_rows), Example(file, None, error.problem))
     for row in sorted(errors):
         example = Example(file, int(rows[row]), errors[row].problem)
         found = found.merge(RowFaults.of(errors[row].column, 1, example))

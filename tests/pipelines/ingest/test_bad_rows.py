@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from model.bundle.bundle import save_bundle
 from model.errors import ConfigError, DataError
+from model.features.sequence_table import SequenceTable
 from model.scan.bad_rows import Reason, common_widths, find_bad_rows, merged_reasons, reasons_of
 from model.scan.fragment_scan import FragmentScan, scan_fragment
 from model.scan.split import SplitBy, training_rows
@@ -180,7 +181,7 @@ def test_the_width_of_most_entries_is_the_right_one(
     vectors = table["vector"].to_pylist()
     vectors[odd][1] = [0.0] * 9
     table = table.set_column(table.column_names.index("vector"), "vector", pa.array(vectors, LISTS["vector"]))
-    assert common_widths(table, make_config()) == {"vector": 3}
+    assert common_widths(SequenceTable(table, make_config().columns), make_config()) == {"vector": 3}
     pq.write_table(table, tmp_path / "a.parquet")
     told: dict[int, DataError] = {}
     scan_fragment(find_fragments(tmp_path, [])[0], make_config(), None, fit=True, on_bad=lambda _, e: told.update(e))
