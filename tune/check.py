@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 
-from model.bundle.run_directory import RUN_YAML
+from model.bundle.run_directory import METRICS, RAY_TUNE, RUN_YAML
 from model.errors import ConfigError
 from model.scan.row_checks import unfitted_label
 from model.scoring.metrics import results
@@ -19,8 +19,6 @@ from pipelines.config import RunConfig, flat
 from tune.config import TuneConfig, tune_config
 from tune.points import check_points
 
-REPORTS = "metrics.jsonl"  # as in a run, so that neither takes the other's directory for a free one
-RAY_TUNE, RAY_TRAIN = "tune", "train"  # directories below the sweep's that belong to Ray
 _FREE = ("name", "output", "data.test", "resources.address", "serve")
 
 
@@ -69,7 +67,7 @@ def check_directory(config: RunConfig, *, resume: bool) -> None:
     """
     where = join(config.directory, RUN_YAML)
     if not resume:
-        if exists(join(config.directory, REPORTS)):
+        if exists(join(config.directory, METRICS)):
             raise ConfigError(
                 f"{config.directory} holds a run or a sweep already; go on with a sweep by --resume, or choose "
                 f"another name=…"
@@ -84,7 +82,7 @@ def check_directory(config: RunConfig, *, resume: bool) -> None:
 
 def has_begun(config: RunConfig) -> bool:
     """Whether there is a sweep to resume: what failed before its first report starts anew."""
-    return exists(join(config.directory, REPORTS))
+    return exists(join(config.directory, METRICS))
 
 
 def _check_unchanged(config: RunConfig, where: str) -> None:

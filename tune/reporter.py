@@ -20,9 +20,9 @@ from typing import Any
 import ray.tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
+from model.bundle.run_directory import METRICS as METRICS_FILE
 from model.errors import from_plain
 from model.storage import exists, join, read_bytes, write_bytes
-from tune.check import REPORTS
 from tune.config import TuneConfig
 from tune.trial import FAILURE, LAST, METRICS, SCORE, decoded, scored
 from tune.trials import in_words, reason_in, without_nan
@@ -45,7 +45,7 @@ class Following:
         earlier = [each for each in self.reports if each["trial"] != line["trial"] or each["step"] < line["step"]]
         self.reports = [*earlier, line]
         lines = [json.dumps(without_nan(report)) for report in self.reports]
-        write_bytes(join(self.directory, REPORTS), ("\n".join(lines) + "\n").encode())
+        write_bytes(join(self.directory, METRICS_FILE), ("\n".join(lines) + "\n").encode())
         self.heard()
 
     def of_trial(self, trial: Any) -> list[dict[str, Any]]:
@@ -66,7 +66,7 @@ def following(
     directory: str, tuning: TuneConfig, say: Callable[[str], None], heard: Callable[[], None]
 ) -> Iterator[Following]:
     """Follows a sweep until the block ends; earlier reports of it are known. `heard` is called with each new one."""
-    path = join(directory, REPORTS)
+    path = join(directory, METRICS_FILE)
     lines = read_bytes(path).decode().splitlines() if exists(path) else []
     followed = Following(directory, tuning, say, heard, [json.loads(line) for line in lines])
     token = _followed.set(followed)

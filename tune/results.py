@@ -7,10 +7,10 @@ from typing import Any
 
 import ray.train
 
+from model.bundle.run_directory import RAY_TRAIN
 from model.errors import from_plain
 from model.storage import exists, join
 from pipelines.config import RunConfig
-from tune.check import RAY_TRAIN
 from tune.config import DEFAULT_TRIALS, TuneConfig
 from tune.points import points
 from tune.reporter import name_of

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import ray.exceptions
 
 from model.bundle.bundle import load_bundle, save_bundle
-from model.bundle.run_directory import RUN_YAML, TRIALS, bundle_name, point_to, pointed
+from model.bundle.run_directory import BEST_YAML, RAY_TRAIN, RAY_TUNE, RUN_YAML, TRIALS, bundle_name, point_to, pointed
 from model.errors import ResourceError, TrainingError
 from model.settings import dump_yaml
 from model.storage import exists, join, make_directory, remove_tree, write_bytes
@@ -31,7 +31,7 @@ from pipelines.ingest.scan import Progress as ScanProgress
 from pipelines.supervision.driver_channel import delivering, driver_channel
 from pipelines.tracking.run_status import status_kept
 from pipelines.train.failures import interruptible
-from tune.check import RAY_TRAIN, RAY_TUNE, check_sweep
+from tune.check import check_sweep
 from tune.config import TuneConfig
 from tune.points import best_run
 from tune.reporter import following
@@ -39,8 +39,6 @@ from tune.results import collected
 from tune.trial import SAID
 from tune.trials import Trial, best_of, own_error
 from tune.tuner import gpus_per_trial, settled, tuner
-
-BEST_YAML = "best.yaml"
 
 
 @dataclass(frozen=True)

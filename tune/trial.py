@@ -22,6 +22,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from model.batches.collate import SequenceBatch
 from model.batches.plan import Plan
 from model.bundle.bundle import Bundle, TrainingState, load_bundle, load_training_state, save_bundle
+from model.bundle.run_directory import ERROR, RAY_TRAIN
 from model.errors import DynamicRnnError, to_plain
 from model.storage import exists, join
 from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
@@ -35,10 +36,9 @@ from pipelines.supervision.heartbeat import Heartbeat
 from pipelines.supervision.ray_trainer import BoundedTorchTrainer
 from pipelines.supervision.watchdog import watching
 from pipelines.train import loop
-from pipelines.train.failures import ERROR, raise_recorded, record_error
+from pipelines.train.failures import raise_recorded, record_error
 from pipelines.train.job import Job, Report
 from pipelines.train.ray_worker import provenance, rank_batches, sum_over_workers
-from tune.check import RAY_TRAIN
 from tune.config import TuneConfig, tune_config
 from tune.points import Point, trial_run
 

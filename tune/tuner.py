@@ -13,6 +13,7 @@ import ray
 import ray.tune
 
 from model.batches.plan import DataIndex
+from model.bundle.run_directory import RAY_TUNE
 from model.storage import join, list_names
 from model.training.truncation import segment_count
 from pipelines.cluster.capacity import SPARE_CPUS, available_gpus
@@ -22,7 +23,6 @@ from pipelines.supervision.driver_channel import WorkerReports
 from pipelines.train import loop
 from pipelines.train.run import gpus_for
 from pipelines.train.steps import epoch_steps
-from tune.check import RAY_TUNE
 from tune.config import DEFAULT_TRIALS, TuneConfig
 from tune.points import points, trial_run
 from tune.reporter import RemindedAsha, Reporter, directory_of

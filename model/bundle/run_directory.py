@@ -12,13 +12,28 @@ from model.storage import absolute, exists, join, list_names, read_bytes, write_
 from model.storage.filesystems import PathLike
 
 Pointer = Literal["best", "latest"]
+# The names in the directory of a run or a sweep; what lies in a bundle, but for MANIFEST, is `model.bundle.bundle`'s.
 MANIFEST = "MANIFEST.json"  # written last: a directory without it is not a bundle
 RUN_YAML = "run.yaml"  # the settings of a run
+COLUMNS = "data/columns.json"  # fitted columns and label; the last of data/ that a scan writes
+TRAIN_INDEX, VALIDATION_INDEX = "data/train.npz", "data/validation.npz"
+ROW_COUNTS = "data/rows.json"  # for people: what became of the rows
+FIT_SIGNATURE = "data/signature.json"  # the settings and files that the columns were fitted on
+QUARANTINE = "quarantine"  # rows that were set aside
+START = "start"  # the bundle that all workers of a warm start begin with
 METRICS = "metrics.jsonl"  # what a run or a sweep has once it has something to lose
 BUNDLES = "bundles"
-CHECKPOINTS, CHECKPOINT_PREFIX = "train", "checkpoint_"  # Ray Train's directory of a run, and what to resume from in it
+STATUS = "status.json"  # how it stands, by its driver
+ENDED = "ended.json"  # why training ended
+ERROR = "error.json"  # a mistake of the user's, on its way from a worker to the driver
+NAN_BATCH = "nan_batch.json"  # rows of a step whose loss was no number
+REPORT = "report.html"
+TENSORBOARD = "tensorboard"
+MLFLOW = "mlflow.json"  # which run of MLflow's it is
+RAY_TRAIN, CHECKPOINT_PREFIX = "train", "checkpoint_"  # Ray Train's directory, and what to resume from in a run's
+RAY_TUNE = "tune"  # Ray Tune's directory, which only a sweep holds
 TRIALS = "trials.jsonl"  # what a sweep has once it has ended, or was stopped
-SWEEP = "tune"  # what only the directory of a sweep holds
+BEST_YAML = "best.yaml"  # the settings of a sweep's best trial, as a run to train next
 
 
 def checkpoint_names(directory: PathLike) -> list[str]:

@@ -199,12 +199,13 @@ def _told_ready(console: Console, url: str) -> None:
 
 def serve_settings(bundle: str, config: Path | None, overrides: list[str], plugins: list[str]) -> Any:
     """The serve section of `config` or of the run that holds the bundle, with overrides `serve.…=`, and all plugins."""
+    from model.bundle.run_directory import RUN_YAML
     from model.registry import import_plugins
     from model.settings import apply_overrides, build, load_settings
     from model.storage import absolute, exists, join
     from serve.config import ServeConfig
 
-    where = join(absolute(bundle), "run.yaml")
+    where = join(absolute(bundle), RUN_YAML)
     path = str(config) if config is not None else where if exists(where) else None
     mapping = {} if path is None else load_settings(path)
     section = apply_overrides({"serve": mapping.get("serve") or {}}, overrides)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from model.bundle.run_directory import FIT_SIGNATURE
 from model.columns import Vocabulary, Weighted
 from model.columns.config import source_of
 from model.storage import exists, find_files, join, read_bytes, remove_file, resolve, write_bytes
 from pipelines.config import RunConfig, flat
 
-SIGNATURE = "data/signature.json"
 FITTED = (
     "problem_type", "prediction_type", "columns", "label", "weight", "num_classes", "classes", "class_weights",
     "standardize_label",
@@ -56,7 +56,7 @@ def _state(path: str) -> list[int | None]:
 
 def changes(config: RunConfig, now: dict[str, Any]) -> list[str]:
     """What differs between the stored signature and this one, in words; empty where nothing does."""
-    where = join(config.directory, SIGNATURE)
+    where = join(config.directory, FIT_SIGNATURE)
     if not exists(where):
         return ["it is not known what the stored columns were fitted on"]
     before = json.loads(read_bytes(where))
@@ -83,9 +83,9 @@ def listed(found: list[str]) -> str:
 
 def store(directory: str, signature: dict[str, Any]) -> None:
     """Writes the signature: what lies beside it is whole from now on."""
-    write_bytes(join(directory, SIGNATURE), json.dumps(signature, ensure_ascii=False).encode())
+    write_bytes(join(directory, FIT_SIGNATURE), json.dumps(signature, ensure_ascii=False).encode())
 
 
 def forget(directory: str) -> None:
     """Removes the signature, before what lies beside it is written."""
-    remove_file(join(directory, SIGNATURE))
+    remove_file(join(directory, FIT_SIGNATURE))

@@ -10,17 +10,13 @@ from typing import Any
 import numpy as np
 
 from model.batches.plan import DataIndex
+from model.bundle.run_directory import COLUMNS, ROW_COUNTS, TRAIN_INDEX, VALIDATION_INDEX
 from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
 from model.settings import build
 from model.storage import exists, join, read_bytes, write_bytes
 from model.tables.fragments import Fragment
 from pipelines.ingest.row_counts import RowCounts
-
-COLUMNS, TRAIN_INDEX, VALIDATION_INDEX = "data/columns.json", "data/train.npz", "data/validation.npz"
-
-
-ROWS, QUARANTINE = "data/rows.json", "quarantine"
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ def save_fitted(directory: str, prepared: FittedData) -> None:
         "rows": prepared.rows.to_plain(),
     }
     rows = json.dumps(description["rows"], ensure_ascii=False, indent=2)
-    write_bytes(join(directory, ROWS), rows.encode())
+    write_bytes(join(directory, ROW_COUNTS), rows.encode())
     write_bytes(join(directory, COLUMNS), json.dumps(description, ensure_ascii=False).encode())
 
 

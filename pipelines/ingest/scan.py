@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
+from model.bundle.run_directory import QUARANTINE
 from model.config import ModelConfig
 from model.errors import ConfigError, DataError
 from model.features.ordered_merge import OrderedMerge
@@ -24,7 +25,7 @@ from model.tables.fragments import Fragment
 from model.tables.parquet import find
 from model.tables.schema_agreement import SchemaAgreement
 from pipelines.config import RunConfig
-from pipelines.ingest.fitted_data import QUARANTINE, FittedData
+from pipelines.ingest.fitted_data import FittedData
 from pipelines.ingest.read_task import FEW_FRAGMENTS
 from pipelines.ingest.row_counts import RowCounts
 from pipelines.ingest.scan_task import ScanTask

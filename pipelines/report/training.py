@@ -16,6 +16,7 @@ import numpy as np
 from model.batches.collate import SequenceBatch, bounded, collate
 from model.batches.plan import DataIndex
 from model.bundle.bundle import Bundle, load_bundle
+from model.bundle.run_directory import REPORT
 from model.features.labels import FittedLabel
 from model.scoring.diagnostics import Diagnostics, calibration_error, diagnose, residual_histogram
 from model.settings import dump_yaml
@@ -28,7 +29,6 @@ from pipelines.report.charts import histogram, lines
 from pipelines.report.formatting import metric_name
 from pipelines.report.page import chart, render
 
-REPORT = "report.html"
 SAMPLE_STEPS = 1 << 18  # of validation rows that the report looks at: a second or two of computing
 SHOWN_CLASSES = 16
 MOST_LINES = 200  # of the table of validations

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from model.bundle.run_directory import MLFLOW
 from model.errors import ConfigError
 from model.storage import copy_tree, exists, join, read_bytes, write_bytes
 from pipelines.config import MlflowConfig, RunConfig, flat
@@ -21,7 +22,6 @@ from pipelines.tracking.follower import Progress
 if TYPE_CHECKING:
     from pipelines.tracking.follower import Outcome
 
-RUN_FILE = "mlflow.json"
 PARAMETER_CHARACTERS = 6000  # MLflow's limit for a value
 PARAMETERS_PER_CALL = 100  # likewise
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -46,7 +46,7 @@ class MlflowRun:
 
     def _reopened(self) -> str | None:
         """The MLflow run that an earlier start of this training made; None where there is none."""
-        where = join(self.directory, RUN_FILE)
+        where = join(self.directory, MLFLOW)
         if not exists(where):
             return None
         run_id = str(json.loads(read_bytes(where))["run_id"])
@@ -62,7 +62,7 @@ class MlflowRun:
         )
         tags = {"dynamic_rnn.directory": config.directory}
         run_id = str(self.client.create_run(number, run_name=config.name, tags=tags).info.run_id)
-        write_bytes(join(self.directory, RUN_FILE), json.dumps({"run_id": run_id}).encode())
+        write_bytes(join(self.directory, MLFLOW), json.dumps({"run_id": run_id}).encode())
         from mlflow.entities import Param
 
         plain = flat(config.model_dump(mode="json"))

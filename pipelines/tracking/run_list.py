@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.bundle.run_directory import (
-    CHECKPOINTS,
     METRICS,
+    RAY_TRAIN,
+    RAY_TUNE,
     RUN_YAML,
-    SWEEP,
     TRIALS,
     bundle_name,
     checkpoint_names,
@@ -50,7 +50,7 @@ def list_runs(output: str) -> list[RunLine]:
 
 def _line(output: str, name: str) -> RunLine | None:
     directory = join(output, name)
-    sweep = exists(join(directory, SWEEP))
+    sweep = exists(join(directory, RAY_TUNE))
     if not sweep and not exists(join(directory, RUN_YAML)):
         return None
     try:
@@ -79,7 +79,7 @@ def _run_line(name: str, directory: str, *, sweep: bool) -> RunLine:
 
 
 def _has_begun(directory: str) -> bool:
-    return exists(join(directory, METRICS)) or bool(checkpoint_names(join(directory, CHECKPOINTS)))
+    return exists(join(directory, METRICS)) or bool(checkpoint_names(join(directory, RAY_TRAIN)))
 
 
 def _sweep_is_open(directory: str) -> bool:

@@ -15,13 +15,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from model.bundle.run_directory import STATUS
 from model.storage import exists, join, read_bytes, write_bytes
 from pipelines.tracking.follower import Progress
 
 if TYPE_CHECKING:
     from pipelines.tracking.follower import Outcome
-
-STATUS = "status.json"
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 from tensorboardX import SummaryWriter
 
+from model.bundle.run_directory import TENSORBOARD
 from model.storage import is_remote, join, make_directory, write_bytes
 from pipelines.tracking.follower import Progress
 
 if TYPE_CHECKING:
     from pipelines.tracking.follower import Outcome
-
-EVENTS = "tensorboard"
 
 
 class TensorBoard:
@@ -26,7 +25,7 @@ class TensorBoard:
     """
 
     def __init__(self, directory: str, first_step: int) -> None:
-        self.target = join(directory, EVENTS)
+        self.target = join(directory, TENSORBOARD)
         self._local = tempfile.TemporaryDirectory() if is_remote(directory) else None
         if self._local is None:
             make_directory(self.target)

@@ -8,10 +8,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from model.bundle.run_directory import ERROR
 from model.errors import DynamicRnnError, from_plain, to_plain
 from model.storage import exists, join, read_bytes, write_bytes
-
-ERROR = "error.json"
 
 
 @contextmanager

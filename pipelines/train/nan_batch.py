@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from model.batches.plan import Plan
+from model.bundle.run_directory import NAN_BATCH
 from model.errors import TrainingError
 from model.storage import join, write_bytes
 from model.tables.parquet import first_row, read_fragment
 from pipelines.train.steps import Step, epochs_at
-
-NAN_BATCH = "nan_batch.json"
 
 
 def write_nan_batch(directory: str, plan: Plan, step: Step, key: str | None, error: TrainingError) -> TrainingError:

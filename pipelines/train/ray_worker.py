@@ -10,8 +10,7 @@ from typing import Any
 import ray.train.torch
 
 from model.batches.plan import Plan
-from model.bundle.run_directory import CHECKPOINTS as RAY_RUN
-from model.bundle.run_directory import RUN_YAML
+from model.bundle.run_directory import ERROR, RAY_TRAIN, RUN_YAML
 from model.errors import DynamicRnnError, TrainingError
 from model.storage import exists, join
 from pipelines.config import RunConfig, run_config
@@ -22,7 +21,7 @@ from pipelines.supervision.driver_channel import WorkerReports
 from pipelines.supervision.heartbeat import Heartbeat
 from pipelines.train import loop, memory_estimate, retention
 from pipelines.train.checkpoints import latest_checkpoint, remove_untold, report_to_ray, write_checkpoint
-from pipelines.train.failures import ERROR, record_error
+from pipelines.train.failures import record_error
 from pipelines.train.job import Job, Report
 from pipelines.train.nan_batch import told_where, write_nan_batch
 from pipelines.train.steps import Step
@@ -57,7 +56,7 @@ def job_of(config: RunConfig, telemetry: WorkerReports, heartbeat: Heartbeat, *,
     needed = memory_estimate.estimate_of(config, prepared, world)
     memory_estimate.require_here(needed, device, context.get_local_world_size())
     if rank == 0:
-        remove_untold(join(config.directory, RAY_RUN))
+        remove_untold(join(config.directory, RAY_TRAIN))
     return Job(
         config=config,
         columns=prepared.columns,
@@ -77,7 +76,7 @@ def job_of(config: RunConfig, telemetry: WorkerReports, heartbeat: Heartbeat, *,
         world=world,
         device=device,
         start=start,
-        resume=latest_checkpoint(join(config.directory, RAY_RUN)),
+        resume=latest_checkpoint(join(config.directory, RAY_TRAIN)),
         provenance=provenance(config, world) | ({} if start is None else start.provenance),
     )
 
@@ -123,7 +122,7 @@ def report(config: RunConfig, rank: int, telemetry: WorkerReports, heartbeat: He
 
 def checkpoint(config: RunConfig, rank: int, heartbeat: Heartbeat, report: Report) -> None:
     """A checkpoint with Ray Train: a barrier, every rank comes here; rank 0 writes."""
-    made = write_checkpoint(join(config.directory, RAY_RUN), report) if rank == 0 else None
+    made = write_checkpoint(join(config.directory, RAY_TRAIN), report) if rank == 0 else None
     report_to_ray(heartbeat.at_sync_point(ray.train.report), report.metrics, made)
 
 

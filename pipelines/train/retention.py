@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from model.bundle.bundle import save_bundle
-from model.bundle.run_directory import BUNDLES, METRICS, bundle_name, point_to, pointed
+from model.bundle.run_directory import BUNDLES, ENDED, METRICS, bundle_name, point_to, pointed
 from model.storage import exists, join, list_names, read_bytes, remove_tree, write_bytes
 from pipelines.config import RunTrainConfig
 
 if TYPE_CHECKING:
     from pipelines.train.job import Report
 
-ENDED = "ended.json"
 Metrics = dict[str, float]
 
 

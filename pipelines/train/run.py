@@ -20,8 +20,18 @@ import ray.train
 import ray.train.torch
 
 from model.bundle.bundle import load_bundle
-from model.bundle.run_directory import BUNDLES, METRICS, RUN_YAML, SWEEP, checkpoint_names, resolve_bundle
-from model.bundle.run_directory import CHECKPOINTS as RAY_RUN
+from model.bundle.run_directory import (
+    BUNDLES,
+    ENDED,
+    ERROR,
+    METRICS,
+    RAY_TRAIN,
+    RAY_TUNE,
+    RUN_YAML,
+    START,
+    checkpoint_names,
+    resolve_bundle,
+)
 from model.errors import ConfigError
 from model.settings import dump_yaml
 from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
@@ -39,11 +49,11 @@ from pipelines.supervision.watchdog import watching
 from pipelines.tracking.follower import Progress
 from pipelines.tracking.followers import Followed, followed
 from pipelines.train import memory_estimate, retention
-from pipelines.train.failures import ERROR, interruptible, raise_recorded
+from pipelines.train.failures import interruptible, raise_recorded
 from pipelines.train.ray_worker import train_loop
 from pipelines.train.resume import check_resumable
-from pipelines.train.retention import ENDED, read_metrics
-from pipelines.train.warm_start import START, write_start
+from pipelines.train.retention import read_metrics
+from pipelines.train.warm_start import write_start
 
 
 @dataclass(frozen=True)
@@ -151,7 +161,7 @@ def ray_trainer(
             resources_per_worker={"CPU": config.resources.cpus_per_worker, "GPU": 1 if gpus else 0},
         ),
         run_config=ray.train.RunConfig(
-            name=RAY_RUN,
+            name=RAY_TRAIN,
             worker_runtime_env={"env_vars": malloc.environment()},
             storage_path=config.directory,
             failure_config=ray.train.FailureConfig(max_failures=config.resources.max_failures),
@@ -184,7 +194,7 @@ def check_run(config: RunConfig, *, resume: bool) -> None:
     A run that failed before its first validation holds nothing to lose; its directory is free.
     """
     where = join(config.directory, RUN_YAML)
-    if exists(join(config.directory, SWEEP)):
+    if exists(join(config.directory, RAY_TUNE)):
         raise ConfigError(f"{config.directory} holds a sweep, not a run; choose another name=…")
     if resume:
         if not exists(where):
@@ -198,14 +208,14 @@ def check_run(config: RunConfig, *, resume: bool) -> None:
 
 def has_begun(config: RunConfig) -> bool:
     """Whether there is something to resume: what failed before its first checkpoint starts anew."""
-    return exists(join(config.directory, METRICS)) or bool(checkpoint_names(join(config.directory, RAY_RUN)))
+    return exists(join(config.directory, METRICS)) or bool(checkpoint_names(join(config.directory, RAY_TRAIN)))
 
 
 def open_run(config: RunConfig, *, resume: bool) -> None:
     """Writes the run's config; a fresh run first clears what a failed start of ours has left."""
     where = join(config.directory, RUN_YAML)
     if not resume and exists(where):  # else what lies there is not ours
-        for part in (START, RAY_RUN, BUNDLES):
+        for part in (START, RAY_TRAIN, BUNDLES):
             remove_tree(join(config.directory, part))
         remove_file(join(config.directory, ENDED))
     remove_file(join(config.directory, ERROR))

@@ -10,15 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from model.bundle.bundle import Bundle, load_bundle, save_bundle
-from model.bundle.run_directory import MANIFEST, resolve_bundle
+from model.bundle.run_directory import MANIFEST, START, resolve_bundle
 from model.bundle.warm_start import started
 from model.storage import exists, join
 from pipelines.config import RunConfig
 
 if TYPE_CHECKING:
     from pipelines.ingest.fitted_data import FittedData
-
-START = "start"
 
 
 def write_start(config: RunConfig, prepared: FittedData) -> None:
