@@ -7,8 +7,7 @@ May import: model.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +15,7 @@ from pydantic import Field, field_validator
 
 from model.config import ModelConfig
 from model.registry import import_plugins
+from model.scoring.metric_names import good_end
 from model.settings import Settings, build, load_settings
 from model.storage import absolute, join
 from model.tables.filters import Filter
@@ -32,9 +32,6 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-MAXIMISED = ("accuracy", "r2")
-
-
 class EarlyStoppingConfig(Settings):
     """Ends a training whose metric has stopped getting better."""
 
@@ -49,15 +46,9 @@ class EarlyStoppingConfig(Settings):
     )
 
     @property
-    def sign(self) -> float:
-        """What makes the metric one to minimise."""
-        best = ("max" if self.metric.endswith(MAXIMISED) else "min") if self.mode == "auto" else self.mode
-        return 1.0 if best == "min" else -1.0
-
-    def score(self, metrics: Mapping[str, float]) -> float:
-        """The metric as a number to minimise; infinite where it is none."""
-        value = self.sign * metrics.get(self.metric, math.nan)
-        return value if math.isfinite(value) else math.inf
+    def best_is(self) -> Literal["min", "max"]:
+        """Which end of the metric is good."""
+        return good_end(self.metric) if self.mode == "auto" else self.mode
 
 
 class MlflowConfig(Settings):

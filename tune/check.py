@@ -6,12 +6,11 @@ Knows no Ray. `check_sweep` is what the front door calls first, and what `tune.s
 from __future__ import annotations
 
 import importlib.util
-import math
 
 from model.bundle.run_directory import METRICS, RAY_TUNE, RUN_YAML
 from model.errors import ConfigError
 from model.scan.row_checks import unfitted_label
-from model.scoring.metrics import results
+from model.scoring.metric_names import COUNTS, TRAIN_LOSS, metric_names, of_validation
 from model.settings import did_you_mean
 from model.settings.yaml_text import parse_yaml
 from model.storage import exists, join, list_names, read_bytes
@@ -38,9 +37,10 @@ def check_sweep(config: RunConfig, *, resume: bool = False) -> TuneConfig:
 
 def check_metric(config: RunConfig, tuning: TuneConfig) -> None:
     """ConfigError where no trial would ever report the sweep's metric."""
-    known = ["train_loss"]
+    known = [TRAIN_LOSS]
     if config.data.validation is not None or config.data.validation_fraction > 0:
-        known += [f"validation_{name}" for name in _metric_names(config)]
+        names = metric_names(unfitted_label(config.model))
+        known += [of_validation(name) for name in names if name not in COUNTS]
     elif tuning.metric.startswith("validation_"):
         raise ConfigError(
             f"tune.metric {tuning.metric} needs validation rows, but data.validation is null and "
@@ -51,13 +51,6 @@ def check_metric(config: RunConfig, tuning: TuneConfig) -> None:
             f"tune.metric must be one of {', '.join(known)}, but is {tuning.metric!r}"
             f"{did_you_mean(tuning.metric, known)}"
         )
-
-
-def _metric_names(config: RunConfig) -> list[str]:
-    """The names `results` would give this model, from sums of one imagined row."""
-    sums = ("rows", "weight", "loss", "correct", "absolute", "target", "target_squares")
-    named = results(unfitted_label(config.model), dict.fromkeys(sums, 1.0))
-    return [name for name, value in named.items() if name not in ("rows", "weight") and not math.isinf(value)]
 
 
 def check_directory(config: RunConfig, *, resume: bool) -> None:

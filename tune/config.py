@@ -20,6 +20,7 @@ from pydantic import Field, field_validator
 
 from model.config import ModelConfig
 from model.errors import ConfigError
+from model.scoring.metric_names import good_end
 from model.settings import Settings, build, did_you_mean
 from pipelines.cluster.capacity import logical_cpus_for
 from pipelines.config import RunConfig, RunTrainConfig
@@ -43,7 +44,6 @@ VARIABLE = tuple(
     if name not in _FIXED[room]
 )
 DEFAULT_TRIALS = 8
-MAXIMISED = ("accuracy", "r2")
 
 
 class AshaConfig(Settings):
@@ -112,7 +112,7 @@ class TuneConfig(Settings):
     @property
     def best_is(self) -> Literal["min", "max"]:
         """Which end of the metric is good."""
-        return self.mode or ("max" if self.metric.endswith(MAXIMISED) else "min")
+        return self.mode or good_end(self.metric)
 
 
 def _flat(space: dict[Any, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ what they report; that start takes ten seconds and more, so it is for trials tha
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from model.batches.plan import Plan
 from model.bundle.bundle import Bundle, TrainingState, load_bundle, load_training_state, save_bundle
 from model.bundle.run_directory import ERROR, RAY_TRAIN
 from model.errors import DynamicRnnError, to_plain
+from model.scoring.metric_names import score
 from model.storage import exists, join
 from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
 from pipelines.config import RunConfig, run_config
@@ -97,10 +97,7 @@ def outcome(tuning: TuneConfig, report: Report) -> dict[str, Any]:
 
 def scored(tuning: TuneConfig, metrics: Mapping[str, Any]) -> float:
     """The sweep's metric as a finite number to minimise, for Ray Tune."""
-    value = metrics.get(tuning.metric)
-    if value is None or not math.isfinite(value):
-        return WORST
-    return float(value) if tuning.best_is == "min" else -float(value)
+    return min(score(metrics, tuning.metric, tuning.best_is), WORST)
 
 
 # One worker -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from model.bundle.run_directory import (
     checkpoint_names,
     pointed,
 )
+from model.scoring.metric_names import TRAIN_LOSS, VALIDATION_LOSS
 from model.storage import exists, join, list_names, read_bytes
 from pipelines.tracking.run_status import _status, shown_status
 
@@ -94,7 +95,7 @@ def _value(directory: str, bundle: str, metric: str | None) -> tuple[str | None,
     """(metric, value) of the validation that a bundle is of."""
     of_bundle = (line for line in _metrics(directory) if bundle_name(round(line["step"]), line.get("trial")) == bundle)
     told = next(of_bundle, {})
-    for name in (metric,) if metric else ("validation_loss", "train_loss"):
+    for name in (metric,) if metric else (VALIDATION_LOSS, TRAIN_LOSS):
         value = told.get(name)
         if value is not None and math.isfinite(value):
             return name, value

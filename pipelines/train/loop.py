@@ -13,7 +13,7 @@ from model.batches.plan import DataIndex, Plan
 from model.bundle.bundle import TrainingState, bundle_of, load_weights
 from model.errors import ConfigError, TrainingError
 from model.network.network import build_network
-from model.scoring.metrics import results
+from model.scoring.metric_names import TRAIN_LOSS, metric_names, of_validation
 from model.settings import did_you_mean
 from model.training.numerics import autocast_type, set_numerics
 from model.training.trainer import StepResult, Trainer
@@ -23,7 +23,7 @@ from pipelines.train.job import Job, Past, Report
 from pipelines.train.meter import Meter
 from pipelines.train.steps import Position, Step, epochs_at, steps, stop_batch
 from pipelines.train.stopping import Rules
-from pipelines.train.validation import Validation, metric_names, named
+from pipelines.train.validation import Validation
 
 
 def run(job: Job) -> None:
@@ -83,9 +83,9 @@ def rules_of(job: Job, past: Past) -> Rules:
     """The run's stopping rules. ConfigError where early stopping watches a metric that there is not."""
     settings = job.config.train
     if settings.early_stopping is not None:
-        known = {"train_loss": 0.0}
+        known = [TRAIN_LOSS]
         if job.validation is not None:
-            known |= named(results(job.label, dict.fromkeys(metric_names(job.label), 1.0)))
+            known += map(of_validation, metric_names(job.label))
         if settings.early_stopping.metric not in known:
             metric = settings.early_stopping.metric
             why = " (there are no validation rows)" if job.validation is None else did_you_mean(metric, known)

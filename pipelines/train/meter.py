@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from model.scoring.metric_names import TRAIN_LOSS
 from model.training.trainer import StepResult
 from pipelines.tracking.follower import Progress
 from pipelines.train.job import Job, Past
@@ -83,7 +84,7 @@ class Meter:
         seconds, made = self._paused - self.reported, self.steps - self.steps_at_report
         self.reported, self.steps_at_report = self._paused, self.steps
         real, padded = self.sizes()
-        metrics = {"train_loss": loss, "padding": padded / real if real else 1.0}
+        metrics = {TRAIN_LOSS: loss, "padding": padded / real if real else 1.0}
         if made and seconds:
             metrics["steps_per_second"] = made / seconds
         return metrics | ({"long_rows": float(self.job.train.long_rows)} if self.job.train.long_rows else {})

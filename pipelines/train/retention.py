@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from model.bundle.bundle import save_bundle
 from model.bundle.run_directory import BUNDLES, ENDED, METRICS, bundle_name, point_to, pointed
+from model.scoring.metric_names import loss_score, score
 from model.storage import exists, join, list_names, read_bytes, remove_tree, write_bytes
 from pipelines.config import RunTrainConfig
 
@@ -45,21 +46,17 @@ def best_steps(lines: Sequence[Metrics], settings: RunTrainConfig) -> list[int]:
 
     Where early stopping does not restore the best, the latest report stands for the run, before them.
     """
-    ranked = sorted(lines, key=lambda line: (score(line, settings), line["step"]))
-    best = [round(line["step"]) for line in ranked[: settings.keep_best]]
     early = settings.early_stopping
+
+    def badness(line: Metrics) -> float:
+        return loss_score(line) if early is None else score(line, early.metric, early.best_is)
+
+    ranked = sorted(lines, key=lambda line: (badness(line), line["step"]))
+    best = [round(line["step"]) for line in ranked[: settings.keep_best]]
     if early is None or early.restore_best:
         return best
     latest = round(lines[-1]["step"])
     return [latest, *(step for step in best if step != latest)]
-
-
-def score(metrics: Metrics, settings: RunTrainConfig) -> float:
-    """What the best bundle has least of: early stopping's metric, else the validation loss, else the training loss."""
-    if settings.early_stopping is not None:
-        return settings.early_stopping.score(metrics)
-    value = metrics.get("validation_loss", metrics.get("train_loss", math.inf))
-    return value if math.isfinite(value) else math.inf
 
 
 def why_ended(directory: str) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from model.scoring.metric_names import score
 from pipelines.config import EarlyStoppingConfig
 
 
@@ -32,9 +33,9 @@ class EarlyStopping:
 
     def take(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes an evaluation into account; a metric that is no number is no improvement."""
-        score = self.config.score(metrics)
-        if score < self.best - self.config.min_delta or (math.isinf(self.best) and math.isfinite(score)):
-            self.best, self.best_step, self.worse = score, step, 0
+        value = score(metrics, self.config.metric, self.config.best_is)
+        if value < self.best - self.config.min_delta or (math.isinf(self.best) and math.isfinite(value)):
+            self.best, self.best_step, self.worse = value, step, 0
         else:
             self.worse += 1
 
@@ -43,7 +44,7 @@ class EarlyStopping:
         """Why training ends now; None while it goes on."""
         if self.worse < self.config.patience:
             return None
-        best = self.config.sign * self.best
+        best = self.best if self.config.best_is == "min" else -self.best
         least = f" by more than {self.config.min_delta:g}" if self.config.min_delta else ""
         return (
             f"early stopping: {self.config.metric} has not got better{least} in {self.worse} evaluations; the best was "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 
 from model.batches.collate import SequenceBatch
-from model.features.labels import FittedLabel
 from model.network.network import RnnNetwork
+from model.scoring.metric_names import of_validation, sum_names
 from model.scoring.metrics import MetricState, batch_state, merged, results
 from pipelines.train.job import Job
 
@@ -27,7 +27,7 @@ class Validation:
         if self.job.validation is None:
             return {}
         total = summed(self.job, merged(batch_metrics(self.job, network, batch) for batch in self._batches()))
-        return named(results(self.job.label, total))
+        return {of_validation(name): value for name, value in results(self.job.label, total).items()}
 
     def _batches(self) -> Iterator[SequenceBatch]:
         if self._kept is not None:
@@ -51,11 +51,6 @@ class Validation:
         return (batch for batch in self.job.batches(plan, 0, steps) if batch is not None)
 
 
-def named(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of the validation rows, under the names they are reported by."""
-    return {f"validation_{name}": value for name, value in metrics.items()}
-
-
 def batch_metrics(job: Job, network: RnnNetwork, batch: SequenceBatch) -> MetricState:
     """The metric sums of one batch, without gradients or dropout."""
     batch = batch.to(job.device, network.dtype)
@@ -67,14 +62,7 @@ def summed(job: Job, state: MetricState) -> MetricState:
     """Metric sums added up over all workers; a worker that had no row joins with zeros."""
     if job.reduce is None:
         return state
-    names = sorted(metric_names(job.label))
+    names = sorted(sum_names(job.label))
     vector = torch.tensor([state.get(name, 0.0) for name in names], dtype=torch.float64, device=job.device)
     job.reduce(vector)
     return dict(zip(names, vector.tolist(), strict=True))
-
-
-def metric_names(label: FittedLabel) -> tuple[str, ...]:
-    """Names of the metric sums, known to a rank that has seen no batch."""
-    if label.num_classes is not None:
-        return ("rows", "weight", "loss", "correct")
-    return ("rows", "weight", "loss", "absolute", "target", "target_squares")

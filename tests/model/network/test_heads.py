@@ -19,6 +19,7 @@ from model.errors import DataError
 from model.features.labels import FittedLabel
 from model.network import heads
 from model.scoring import metrics
+from model.scoring.metric_names import metric_names, sum_names
 from model.scoring.metrics import table_metrics
 
 SHAPES = [(4, 3), (2, 0), (0, 3), (5,), (0,)]
@@ -128,6 +129,19 @@ def test_metrics_are_weighted_means(problem: str, classes: int | None, predictio
             "accuracy": np.average(ids == y, weights=weights), "perplexity": math.exp(loss), bits: loss / math.log(2)
         }  # fmt: skip
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("prediction", ["single_value", "multiple_value"])
+@pytest.mark.parametrize(("problem", "classes"), PROBLEMS)
+def test_the_names_of_sums_and_metrics_are_those_that_are_computed(
+    problem: str, classes: int | None, prediction: str
+) -> None:
+    shape = (6,) if prediction == "single_value" else (3, 4)
+    _, logits, labels = case(problem, classes, shape)
+    label = label_of(problem, classes, prediction)
+    state = metrics.batch_state(label, logits, batch_of(np.ones(shape), labels))
+    assert sum_names(label) == tuple(state)
+    assert metric_names(label) == tuple(metrics.results(label, state))
 
 
 @settings(max_examples=20)
