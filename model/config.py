@@ -7,7 +7,7 @@ May import: model.registry, model.settings, model.columns, model.features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -16,6 +16,7 @@ from model.columns import ColumnsConfig, Key
 from model.features.labels import PredictionType, ProblemType, weights_in_order
 from model.registry import registered_cell
 from model.settings import Settings
+from model.settings.messages import quoted
 
 
 class ModelConfig(Settings):
@@ -99,6 +100,24 @@ class ModelConfig(Settings):
     def keep_probabilities(self) -> tuple[float, ...]:
         """One keep probability a dropout site: each layer's input, then the last layer's output."""
         return self.dropout_keep_probabilities or (1.0,) * (len(self.num_units) + 1)
+
+
+# What decides the shapes of the weights and what they mean.
+_NETWORK = ("problem_type", "prediction_type", "columns", "cell_type", "num_units", "classes", "dtype")
+
+
+def network_settings(there: ModelConfig, here: ModelConfig) -> list[str]:
+    """The settings by which two configs mean different networks."""
+    return [name for name in _NETWORK if getattr(here, name) != getattr(there, name)]
+
+
+def there_and_here(
+    names: Iterable[str], there: ModelConfig, here: ModelConfig, shown: Callable[[object], str] = quoted
+) -> str:
+    """A clause for each of these settings that tells both values."""
+    return "; ".join(
+        f"{name} is {shown(getattr(there, name))} there and {shown(getattr(here, name))} here" for name in names
+    )
 
 
 def _check_units(num_units: tuple[int, ...]) -> None:

@@ -7,7 +7,7 @@ May import: model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +30,18 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         leaves |= flat(value, f"{prefix}{key}.")
     return leaves
+
+
+def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
+    """The settings in which two flat configs differ, by name; each with a clause that tells both values.
+
+    A setting that one of them lacks is null there.
+    """
+    return {
+        name: f"{name} was {before.get(name)!r}, but is {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    }
 
 
 class EarlyStoppingConfig(Settings):

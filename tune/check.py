@@ -14,7 +14,7 @@ from model.scoring.metric_names import COUNTS, TRAIN_LOSS, metric_names, of_vali
 from model.settings import did_you_mean
 from model.settings.yaml_text import parse_yaml
 from model.storage import exists, join, list_names, read_bytes
-from pipelines.config import RunConfig, flat
+from pipelines.config import RunConfig, changed_settings, flat
 from tune.config import TuneConfig, tune_config
 from tune.points import check_points
 
@@ -81,11 +81,7 @@ def has_begun(config: RunConfig) -> bool:
 def _check_unchanged(config: RunConfig, where: str) -> None:
     before = flat(parse_yaml(read_bytes(where).decode(), where=where))
     after = flat(config.model_dump(mode="json"))
-    changed = [
-        f"{key} was {before.get(key)!r}, but is {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(_FREE)
-    ]
+    changed = [clause for name, clause in changed_settings(before, after).items() if not name.startswith(_FREE)]
     if changed:
         raise ConfigError(
             f"{where}: a sweep goes on with the settings it began with, but {'; '.join(changed)}; set it back, or "

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from model.bundle.bundle import Bundle, Tensors, bundle_of, load_weights
-from model.config import ModelConfig
+from model.config import ModelConfig, network_settings, there_and_here
 from model.errors import ConfigError, DataError
 from model.features.categorical import FittedVocabulary
 from model.features.combined import FittedWeighted
@@ -23,10 +23,8 @@ from model.features.fitted_columns import GROUPS, FittedColumns
 from model.features.labels import FittedLabel, weights_in_order
 from model.features.numeric import FittedNumeric
 from model.network.network import RnnNetwork, build_network
-from model.settings.messages import quoted
 
 NewVocabulary = Literal["refuse", "unknown", "add"]
-_NETWORK = ("problem_type", "prediction_type", "columns", "cell_type", "num_units", "dtype")
 _BUILT_IN = ("basic_rnn", "lstm", "gru", "gru_reset_before")
 _EXAMPLES = 5
 
@@ -44,12 +42,10 @@ def started(
 
     ConfigError where the config means another network; DataError for keys that are refused and for new classes.
     """
-    differ = [name for name in _NETWORK if getattr(config, name) != getattr(bundle.config, name)]
+    # Declared classes may differ: those that the new rows then have are held against the bundle's, in `_label`.
+    differ = [name for name in network_settings(bundle.config, config) if name != "classes"]
     if differ:
-        told = "; ".join(
-            f"{name} is {quoted(getattr(bundle.config, name))} there and {quoted(getattr(config, name))} here"
-            for name in differ
-        )
+        told = there_and_here(differ, bundle.config, config)
         raise ConfigError(f"train.warm_start: the model must be that of the bundle, but {told}")
     kept = _columns(bundle.columns, columns, new_vocabulary)
     network = build_network(config, kept, _label(bundle.label, label, config), seed)

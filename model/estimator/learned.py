@@ -30,6 +30,7 @@ from model.bundle.bundle import (
     save_bundle,
 )
 from model.bundle.run_directory import MANIFEST, point_to, pointed
+from model.config import network_settings, there_and_here
 from model.errors import ConfigError
 from model.estimator.arguments import Declared, EstimatorConfig
 from model.features.fitted_columns import FittedColumns
@@ -92,22 +93,16 @@ def as_declared(learned: TrainedModel, declared: Declared) -> TrainedModel:
     Dropout, probabilities and the names of label and weight may change; so may learning rate, momentum and clipping.
     """
     bundle, config = learned.bundle, declared.model
-    differ = [name for name in _NETWORK if getattr(config, name) != getattr(bundle.config, name)]
+    differ = network_settings(bundle.config, config)
     if config.num_classes not in ("auto", bundle.label.num_classes):
         differ.append("num_classes")
     if differ:
-        told = "; ".join(
-            f"{name} is {_short(getattr(bundle.config, name))} there and {_short(getattr(config, name))} here"
-            for name in differ
-        )
+        told = there_and_here(differ, bundle.config, config, _short)
         raise ConfigError(f"the arguments must fit the model trained so far, but {told}; use another model_dir")
     label = bundle.label.model_copy(update={"name": config.label, "weight": config.weight})
     if (config, label) == (bundle.config, bundle.label):
         return learned
     return TrainedModel(replace(bundle, config=config, label=label), learned.training)
-
-
-_NETWORK = ("problem_type", "prediction_type", "columns", "cell_type", "num_units", "classes", "dtype")
 
 
 def _short(value: object) -> str:

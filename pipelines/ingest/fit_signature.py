@@ -13,7 +13,7 @@ from model.bundle.run_directory import FIT_SIGNATURE
 from model.columns import Vocabulary, Weighted
 from model.columns.config import source_of
 from model.storage import exists, find_files, join, read_bytes, remove_file, resolve, write_bytes
-from pipelines.config import RunConfig, flat
+from pipelines.config import RunConfig, changed_settings, flat
 
 FITTED = (
     "problem_type", "prediction_type", "columns", "label", "weight", "num_classes", "classes", "class_weights",
@@ -60,11 +60,7 @@ def changes(config: RunConfig, now: dict[str, Any]) -> list[str]:
     if not exists(where):
         return ["it is not known what the stored columns were fitted on"]
     before = json.loads(read_bytes(where))
-    settings = [
-        f"{name} was {before['settings'].get(name)!r}, but is {now['settings'].get(name)!r}"
-        for name in sorted(before["settings"].keys() | now["settings"].keys())
-        if before["settings"].get(name) != now["settings"].get(name)
-    ]
+    settings = changed_settings(before["settings"], now["settings"]).values()
     gone = [f"{path} is no longer there" for path in before["files"] if path not in now["files"]]
     new = [f"{path} is new" for path in now["files"] if path not in before["files"]]
     changed = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from model.errors import ConfigError
 from model.settings.yaml_text import parse_yaml
-from pipelines.config import RunConfig, flat, run_config
+from pipelines.config import RunConfig, changed_settings, flat, run_config
 
 FREE = frozenset({"name", "output", "tune", "serve", "data.test"} | {f"train.{name}" for name in (
     "epochs", "steps", "max_minutes", "early_stopping", "keep_best", "checkpoint_every_steps",
@@ -23,9 +23,9 @@ def check_resumable(stored: str, config: RunConfig, *, where: str) -> None:
     before = flat(run_config(parse_yaml(stored, where=where), where=where).model_dump(mode="json"))
     after = flat(config.model_dump(mode="json"))
     changed = [
-        f"{key} was {before.get(key)!r}, but is {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in FREE and not key.startswith(FREE_SECTIONS)
+        clause
+        for name, clause in changed_settings(before, after).items()
+        if name not in FREE and not name.startswith(FREE_SECTIONS)
     ]
     if changed:
         raise ConfigError(
