@@ -73,11 +73,6 @@ def check_directory(config: RunConfig, *, resume: bool) -> None:
     _check_unchanged(config, where)
 
 
-def has_begun(config: RunConfig) -> bool:
-    """Whether there is a sweep to resume: what failed before its first report starts anew."""
-    return exists(join(config.directory, METRICS))
-
-
 def _check_unchanged(config: RunConfig, where: str) -> None:
     before = flat(parse_yaml(read_bytes(where).decode(), where=where))
     after = flat(config.model_dump(mode="json"))

@@ -42,6 +42,11 @@ def checkpoint_names(directory: PathLike) -> list[str]:
     return [name for name in names if name[len(CHECKPOINT_PREFIX)].isdigit()]
 
 
+def has_begun(directory: PathLike) -> bool:
+    """Whether a run or a sweep has something to go on from: what failed before its first checkpoint starts anew."""
+    return exists(join(directory, METRICS)) or bool(checkpoint_names(join(directory, RAY_TRAIN)))
+
+
 def bundle_name(step: int, trial: str | None = None) -> str:
     """Where below a run's or a sweep's directory the bundle of a report lies: of that step (and trial)."""
     return f"{BUNDLES}/step_{step:08d}" if trial is None else f"{BUNDLES}/trial_{trial}_step_{step:08d}"

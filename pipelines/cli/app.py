@@ -86,13 +86,14 @@ def train(
     resume_if_exists: ResumeIfExists = False,
 ) -> None:
     """Train a model: Parquet in, a bundle out."""
+    from model.bundle.run_directory import has_begun
     from model.storage import find_files
     from pipelines.cluster.worker_count import room_for
     from pipelines.config import load_run
-    from pipelines.train.run import check_run, has_begun
+    from pipelines.train.run import check_run
 
     run = load_run(config, overrides or [])
-    resume = resume or (resume_if_exists and has_begun(run))
+    resume = resume or (resume_if_exists and has_begun(run.directory))
     check_run(run, resume=resume)  # before Ray starts: a mistake is told at once
     find_files(run.data.train)
     with ray_for(context, room_for(run.resources), run.resources.address):
@@ -140,13 +141,14 @@ def tune(
     resume_if_exists: ResumeIfExists = False,
 ) -> None:
     """Sweep num_units, cell_type, dropout and more; the best trial's bundle is kept."""
+    from model.bundle.run_directory import has_begun
     from model.storage import find_files
     from pipelines.config import load_run
-    from tune.check import check_sweep, has_begun
+    from tune.check import check_sweep
     from tune.config import ray_cpus
 
     run = load_run(config, overrides or [])
-    resume = resume or (resume_if_exists and has_begun(run))
+    resume = resume or (resume_if_exists and has_begun(run.directory))
     check_sweep(run, resume=resume)  # before Ray starts: a mistake is told at once
     find_files(run.data.train)
     with ray_for(context, ray_cpus(run) - 2, run.resources.address):

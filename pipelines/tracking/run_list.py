@@ -10,12 +10,11 @@ from typing import Any
 
 from model.bundle.run_directory import (
     METRICS,
-    RAY_TRAIN,
     RAY_TUNE,
     RUN_YAML,
     TRIALS,
     bundle_name,
-    checkpoint_names,
+    has_begun,
     pointed,
 )
 from model.scoring.metric_names import TRAIN_LOSS, VALIDATION_LOSS
@@ -65,7 +64,7 @@ def _run_line(name: str, directory: str, *, sweep: bool) -> RunLine:
     told = _status(directory)
     status = "not begun" if told is None else shown_status(told)
     metric, value = (None, None) if best is None else _value(directory, best, told.metric if told else None)
-    has_more = _sweep_is_open if sweep else _has_begun
+    has_more = _sweep_is_open if sweep else has_begun
     return RunLine(
         name=name,
         status=status,
@@ -77,10 +76,6 @@ def _run_line(name: str, directory: str, *, sweep: bool) -> RunLine:
         kind="sweep" if sweep else "training",
         resumable=status in ENDED_EARLY and has_more(directory),
     )
-
-
-def _has_begun(directory: str) -> bool:
-    return exists(join(directory, METRICS)) or bool(checkpoint_names(join(directory, RAY_TRAIN)))
 
 
 def _sweep_is_open(directory: str) -> bool:

@@ -29,7 +29,6 @@ from model.bundle.run_directory import (
     RAY_TUNE,
     RUN_YAML,
     START,
-    checkpoint_names,
     resolve_bundle,
 )
 from model.errors import ConfigError
@@ -204,11 +203,6 @@ def check_run(config: RunConfig, *, resume: bool) -> None:
         raise ConfigError(
             f"{config.directory} holds a run already; go on with it by --resume, or choose another name=…"
         )
-
-
-def has_begun(config: RunConfig) -> bool:
-    """Whether there is something to resume: what failed before its first checkpoint starts anew."""
-    return exists(join(config.directory, METRICS)) or bool(checkpoint_names(join(config.directory, RAY_TRAIN)))
 
 
 def open_run(config: RunConfig, *, resume: bool) -> None:
