@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,24 +21,24 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from model.batches.collate import SequenceBatch
 from model.batches.plan import Plan
 from model.bundle.bundle import Bundle, TrainingState, load_bundle, load_training_state, save_bundle
-from model.bundle.run_directory import ERROR, RAY_TRAIN
+from model.bundle.run_directory import RAY_TRAIN
 from model.errors import DynamicRnnError, to_plain
 from model.scoring.metric_names import score
-from model.storage import exists, join
+from model.storage import join
 from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest.batches import CPU, planned
-from pipelines.ingest.fitted_data import FittedData, load_fitted
+from pipelines.ingest.fitted_data import load_fitted
 from pipelines.ingest.prefetch import prefetched
 from pipelines.ingest.read_task import RowReader
 from pipelines.supervision.driver_channel import WorkerReports, driver_channel
 from pipelines.supervision.heartbeat import Heartbeat
-from pipelines.supervision.ray_trainer import BoundedTorchTrainer
+from pipelines.supervision.ray_trainer import trainer_of
 from pipelines.supervision.watchdog import watching
 from pipelines.train import loop
-from pipelines.train.failures import raise_recorded, record_error
+from pipelines.train.failures import fit_or_raise
 from pipelines.train.job import Job, Report
-from pipelines.train.ray_worker import provenance, rank_batches, sum_over_workers
+from pipelines.train.ray_worker import enter, provenance, rank_job
 from tune.config import TuneConfig, tune_config
 from tune.points import Point, trial_run
 
@@ -111,29 +111,15 @@ def train_here(config: RunConfig, tuning: TuneConfig, run: RunConfig, settings: 
     prepared = load_fitted(config.directory)
     device = torch.device("cuda" if cuda else "cpu")
     loop.run(
-        job(
+        loop.job_on(
             run,
-            settings,
             prepared,
             batches=partial(direct_batches, RowReader(prepared.columns, prepared.label), device=device),
             report=partial(report_to_tune, tuning),
             device=device,
             resume=loaded(ray.tune.get_checkpoint()),
+            provenance=provenance(run) | {"trial": settings},
         )
-    )
-
-
-def job(run: RunConfig, settings: Point, prepared: FittedData, **by_place: Any) -> Job:
-    """The trial's job: its run on the sweep's data; `by_place` is what differs by where it trains."""
-    train_plan, validation_plan = loop.plans(run, prepared.train, prepared.validation)
-    return Job(
-        config=run,
-        columns=prepared.columns,
-        label=prepared.label,
-        train=train_plan,
-        validation=validation_plan,
-        provenance=provenance(run) | {"trial": settings},
-        **by_place,
     )
 
 
@@ -165,83 +151,47 @@ def train_on_workers(sweep: Sweep, tuning: TuneConfig, run: RunConfig, settings:
         sweep.telemetry.report({SAID: f"{name}: {text}"})
 
     with driver_channel() as channel, watching(channel, run.resources, workers, tell) as watchdog:
-        try:
-            trainer_of(tuning, run, {**told, "watch": watchdog.watch}).fit()
-        except ray.train.TrainingFailedError as error:
-            raise_recorded(directory)
-            watchdog.explain(error)
-            raise
-    raise_recorded(directory)
-
-
-def trainer_of(tuning: TuneConfig, run: RunConfig, given: dict[str, Any]) -> BoundedTorchTrainer:
-    """Ray Train's part of a trial."""
-    storage, _, name = given["directory"].rpartition("/")
-    return BoundedTorchTrainer(
-        train_loop,
-        start_seconds=run.resources.start_timeout_seconds,
-        train_loop_config=given,
-        torch_config=ray.train.torch.TorchConfig(timeout_s=given["watch"].collective_seconds),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=tuning.workers_per_trial,
-            use_gpu=given["cuda"],
-            resources_per_worker={"CPU": run.resources.cpus_per_worker, "GPU": 1 if given["cuda"] else 0},
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
+        storage, _, last = directory.rpartition("/")
+        trainer = trainer_of(
+            train_loop,
+            {**told, "watch": watchdog.watch},
+            run.resources,
+            tuning.workers_per_trial,
+            gpu=sweep.gpus > 0,
+            name=last,
             storage_path=storage,
             callbacks=[TuneReportCallback()],
-            failure_config=ray.train.FailureConfig(max_failures=run.resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="min"
             ),
-        ),
-    )
+        )
+        fit_or_raise(trainer, directory, watchdog)
 
 
 def train_loop(given: dict[str, Any]) -> None:
-    """What each worker of a trial runs. After a mistake of the user's, Ray Train's new try ends at once."""
-    if exists(join(given["directory"], ERROR)):
-        return
-    try:
-        with given["watch"].heartbeat() as heartbeat:
-            train_rank(given, heartbeat)
-    except DynamicRnnError as error:
-        record_error(given["directory"], error)
-        raise
+    """What each worker of a trial executes."""
+    enter(given["directory"], given["watch"], partial(worker_job, given))
 
 
-def train_rank(given: dict[str, Any], heartbeat: Heartbeat) -> None:
-    """As `pipelines.train.run` does, on the sweep's data with the trial's run."""
-    import torch
-
+def worker_job(given: dict[str, Any], heartbeat: Heartbeat) -> Job:
+    """As a run's worker has it, on the sweep's data with the trial's run; it reports to the trial."""
     config = run_config(given["sweep"], where="the sweep's run.yaml")
     tuning = tune_config(config)
     run = trial_run(config, tuning, given["settings"])
-    torch.set_num_threads(run.resources.cpus_per_worker)
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    prepared = load_fitted(config.directory)
-    reader = RowReader(prepared.columns, prepared.label)
-    device = ray.train.torch.get_device() if given["cuda"] else torch.device("cpu")
-    made = job(
+    return rank_job(
         run,
-        given["settings"],
-        prepared,
-        batches=partial(rank_batches, reader, rank, world, run.plugins, device),
-        report=partial(report_to_train, tuning, rank, heartbeat.at_sync_point(ray.train.report)),
-        reduce=heartbeat.at_sync_point(sum_over_workers),
-        rank=rank,
-        world=world,
-        device=device,
+        load_fitted(config.directory),
+        heartbeat,
+        gpu=given["cuda"],
+        report=partial(report_to_train, tuning, heartbeat.at_sync_point(ray.train.report)),
         resume=loaded(ray.train.get_checkpoint()),
+        provenance=provenance(run) | {"trial": given["settings"]},
     )
-    loop.run(replace(made, batches=heartbeat.over(made.batches, made.train)))
 
 
-def report_to_train(tuning: TuneConfig, rank: int, meet: Callable[..., None], report: Report) -> None:
+def report_to_train(tuning: TuneConfig, meet: Callable[..., None], report: Report) -> None:
     """Every rank comes here, equally often; rank 0's report and checkpoint count."""
-    if rank != 0:
+    if ray.train.get_context().get_world_rank() != 0:
         meet(outcome(tuning, report))
         return
     with tempfile.TemporaryDirectory() as temporary:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -18,11 +19,41 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller import state
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
+from pipelines.config import ResourcesConfig
 from pipelines.supervision.watchdog import STARTS, NoRoomInTimeError
 
 LEAST_SPARE_CPUS = 1  # for Ray Data's tasks
 REST_SECONDS = 0.2
 ABORT_SECONDS = 15.0  # what Ray Train takes at most to end its workers, unless it waits for nodes and does not hear
+
+
+def trainer_of(
+    train_loop: Callable[[dict[str, Any]], None],
+    given: dict[str, Any],
+    resources: ResourcesConfig,
+    workers: int | tuple[int, int],
+    *,
+    gpu: bool,
+    **run: Any,
+) -> BoundedTorchTrainer:
+    """The trainer of so many workers (or of the fewest and the most); each gets `given`, its HeartbeatSpec as `watch`.
+
+    `run` is what ray.train.RunConfig gets beside the failures it allows.
+    """
+    return BoundedTorchTrainer(
+        train_loop,
+        start_seconds=resources.start_timeout_seconds,
+        train_loop_config=given,
+        torch_config=ray.train.torch.TorchConfig(timeout_s=given["watch"].collective_seconds),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": 1 if gpu else 0},
+        ),
+        run_config=ray.train.RunConfig(
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures), **run
+        ),
+    )
 
 
 class StartLimit(ControllerCallback):  # type: ignore[misc]

@@ -8,9 +8,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import ray.train
+
 from model.bundle.run_directory import ERROR
 from model.errors import DynamicRnnError, from_plain, to_plain
 from model.storage import exists, join, read_bytes, write_bytes
+from pipelines.supervision.ray_trainer import BoundedTorchTrainer
+from pipelines.supervision.watchdog import Watchdog
 
 
 @contextmanager
@@ -33,6 +37,17 @@ def interruptible() -> Iterator[None]:
 def record_error(directory: str, error: DynamicRnnError) -> None:
     """Keeps a mistake of the user's where the driver finds it."""
     write_bytes(join(directory, ERROR), json.dumps(to_plain(error)).encode())
+
+
+def fit_or_raise(trainer: BoundedTorchTrainer, directory: str, watchdog: Watchdog) -> None:
+    """Ray Train's workers until they have ended; raises what a worker has recorded, or what Ray Train has to say."""
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise_recorded(directory)
+        watchdog.explain(error)
+        raise
+    raise_recorded(directory)
 
 
 def raise_recorded(directory: str) -> None:

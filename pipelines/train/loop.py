@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from model.batches.plan import DataIndex, Plan
 from model.bundle.bundle import TrainingState, bundle_of, load_weights
@@ -18,6 +19,7 @@ from model.settings import did_you_mean
 from model.training.numerics import autocast_type, set_numerics
 from model.training.trainer import StepResult, Trainer
 from pipelines.config import RunConfig
+from pipelines.ingest.fitted_data import FittedData
 from pipelines.train.carried_states import gathered, restore
 from pipelines.train.job import Job, Past, Report
 from pipelines.train.meter import Meter
@@ -135,6 +137,12 @@ def snapshot(job: Job, trainer: Trainer, step: Step, rules: Rules, meter: Meter,
     if not step.ends_group:
         tensors |= gathered(step.group, job.train, trainer.network, job.rank, job.world, job.reduce)
     return Report(step.number, metrics, bundle, TrainingState(numbers, tensors), ended is not None, ended or "")
+
+
+def job_on(config: RunConfig, prepared: FittedData, **by_place: Any) -> Job:
+    """A config's job on fitted data; `by_place` is what differs by where it trains."""
+    train_plan, validation_plan = plans(config, prepared.train, prepared.validation)
+    return Job(config, prepared.columns, prepared.label, train_plan, validation_plan, **by_place)
 
 
 def plans(config: RunConfig, train: DataIndex, validation: DataIndex | None) -> tuple[Plan, Plan | None]:

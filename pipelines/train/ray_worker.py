@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,10 @@ from model.errors import DynamicRnnError, TrainingError
 from model.storage import exists, join
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest.batches import batches
-from pipelines.ingest.fitted_data import load_fitted
+from pipelines.ingest.fitted_data import FittedData, load_fitted
 from pipelines.ingest.read_task import RowReader
 from pipelines.supervision.driver_channel import WorkerReports
-from pipelines.supervision.heartbeat import Heartbeat
+from pipelines.supervision.heartbeat import Heartbeat, HeartbeatSpec
 from pipelines.train import loop, memory_estimate, retention
 from pipelines.train.checkpoints import latest_checkpoint, remove_untold, report_to_ray, write_checkpoint
 from pipelines.train.failures import record_error
@@ -29,55 +29,72 @@ from pipelines.train.warm_start import in_columns_of, read_start
 
 
 def train_loop(settings: dict[str, Any]) -> None:
-    """What each worker of Ray Train runs. After a mistake of the user's, Ray Train's new try ends at once."""
+    """What each worker of a run executes."""
     config = run_config(settings["run"], where=RUN_YAML)
-    if exists(join(config.directory, ERROR)):
+    job = partial(job_of, config, settings["telemetry"], gpu=settings["gpu"])
+    enter(config.directory, settings["watch"], job)
+
+
+def enter(directory: str, watch: HeartbeatSpec, job_with: Callable[[Heartbeat], Job]) -> None:
+    """The entry of every worker of Ray Train, of a run or of a trial: the loop on its job.
+
+    A mistake of the user's is recorded in `directory`; Ray Train's new try then ends at once.
+    """
+    if exists(join(directory, ERROR)):
         return
     try:
-        with settings["watch"].heartbeat() as heartbeat:
-            loop.run(job_of(config, settings["telemetry"], heartbeat, gpu=settings["gpu"]))
+        with watch.heartbeat() as heartbeat:
+            loop.run(job_with(heartbeat))
     except DynamicRnnError as error:
-        record_error(config.directory, error)
+        record_error(directory, error)
         raise
 
 
-def job_of(config: RunConfig, telemetry: WorkerReports, heartbeat: Heartbeat, *, gpu: bool) -> Job:
-    """This worker's job: its rank of the plan, Ray Data's batches, and reports to Ray Train."""
+def rank_job(config: RunConfig, prepared: FittedData, heartbeat: Heartbeat, *, gpu: bool, **by_caller: Any) -> Job:
+    """This worker's job: its rank of the plan, and Ray Data's batches. How it reports is the caller's to say."""
     import torch
 
     torch.set_num_threads(config.resources.cpus_per_worker)
     context = ray.train.get_context()
-    start = read_start(config)
-    prepared = in_columns_of(load_fitted(config.directory), start)
-    train_plan, validation_plan = loop.plans(config, prepared.train, prepared.validation)
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device() if gpu else torch.device("cpu")
-    reduce = heartbeat.at_sync_point(sum_over_workers) if world > 1 else None
-    needed = memory_estimate.estimate_of(config, prepared, world)
-    memory_estimate.require_here(needed, device, context.get_local_world_size())
-    if rank == 0:
-        remove_untold(join(config.directory, RAY_TRAIN))
-    return Job(
-        config=config,
-        columns=prepared.columns,
-        label=prepared.label,
-        train=train_plan,
-        validation=validation_plan,
-        batches=heartbeat.over(
-            partial(rank_batches, RowReader(prepared.columns, prepared.label), rank, world, config.plugins, device),
-            train_plan,
-        ),
-        report=partial(report, config, rank, telemetry, heartbeat),
-        checkpoint=partial(checkpoint, config, rank, heartbeat),
-        progress=lambda progress: telemetry.progress(asdict(progress)),  # plain: the channel need not import torch
-        explain=partial(explain, config, rank, device, reduce, train_plan),
-        reduce=reduce,
+    reader = RowReader(prepared.columns, prepared.label)
+    job = loop.job_on(
+        config,
+        prepared,
+        batches=partial(rank_batches, reader, rank, world, config.plugins, device),
+        reduce=heartbeat.at_sync_point(sum_over_workers) if world > 1 else None,
         rank=rank,
         world=world,
         device=device,
+        **by_caller,
+    )
+    return replace(job, batches=heartbeat.over(job.batches, job.train))
+
+
+def job_of(config: RunConfig, telemetry: WorkerReports, heartbeat: Heartbeat, *, gpu: bool) -> Job:
+    """The job of a run's worker: checkpoints are written where they stay; rank 0 keeps bundles and tells progress."""
+    start, rank = read_start(config), ray.train.get_context().get_world_rank()
+    prepared = in_columns_of(load_fitted(config.directory), start)
+    job = rank_job(
+        config,
+        prepared,
+        heartbeat,
+        gpu=gpu,
+        report=partial(report, config, rank, telemetry, heartbeat),
+        checkpoint=partial(checkpoint, config, rank, heartbeat),
+        progress=lambda progress: telemetry.progress(asdict(progress)),  # plain: the channel need not import torch
         start=start,
+    )
+    needed = memory_estimate.estimate_of(config, prepared, job.world)
+    memory_estimate.require_here(needed, job.device, ray.train.get_context().get_local_world_size())
+    if rank == 0:
+        remove_untold(join(config.directory, RAY_TRAIN))
+    return replace(
+        job,
+        explain=partial(explain, config, rank, job.device, job.reduce, job.train),
         resume=latest_checkpoint(join(config.directory, RAY_TRAIN)),
-        provenance=provenance(config, world) | ({} if start is None else start.provenance),
+        provenance=provenance(config, job.world) | ({} if start is None else start.provenance),
     )
 
 

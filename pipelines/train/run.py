@@ -43,12 +43,12 @@ from pipelines.ingest.fitted_data import FittedData
 from pipelines.ingest.scan import Progress as ScanProgress
 from pipelines.supervision.driver_channel import DriverChannel, WorkerReports, delivering, driver_channel
 from pipelines.supervision.heartbeat import HeartbeatSpec
-from pipelines.supervision.ray_trainer import BoundedTorchTrainer
+from pipelines.supervision.ray_trainer import BoundedTorchTrainer, trainer_of
 from pipelines.supervision.watchdog import watching
 from pipelines.tracking.follower import Progress
 from pipelines.tracking.followers import Followed, followed
 from pipelines.train import memory_estimate, retention
-from pipelines.train.failures import interruptible, raise_recorded
+from pipelines.train.failures import fit_or_raise, interruptible
 from pipelines.train.ray_worker import train_loop
 from pipelines.train.resume import check_resumable
 from pipelines.train.retention import read_metrics
@@ -106,13 +106,7 @@ def run_workers(config: RunConfig, workers: tuple[int, int], gpus: int, channel:
         watching(channel, config.resources, workers) as watchdog,
         interruptible(),
     ):
-        try:
-            ray_trainer(config, workers, gpus, telemetry, watchdog.watch).fit()
-        except ray.train.TrainingFailedError as error:
-            raise_recorded(config.directory)
-            watchdog.explain(error)
-            raise
-    raise_recorded(config.directory)
+        fit_or_raise(ray_trainer(config, workers, gpus, telemetry, watchdog.watch), config.directory, watchdog)
 
 
 def tell_memory(config: RunConfig, prepared: FittedData, workers: tuple[int, int], say: Callable[[str], None]) -> str:
@@ -148,24 +142,16 @@ def ray_trainer(
 ) -> BoundedTorchTrainer:
     """Ray Train's part: where workers run, how often they are started again, and which checkpoints stay."""
     fewest, most = workers
-    told = {"gpu": gpus > 0, "telemetry": telemetry, "watch": watch}
-    return BoundedTorchTrainer(
+    return trainer_of(
         train_loop,
-        start_seconds=config.resources.start_timeout_seconds,
-        train_loop_config={"run": config.model_dump(mode="json"), **told},
-        torch_config=ray.train.torch.TorchConfig(timeout_s=watch.collective_seconds),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=most if fewest == most else workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": config.resources.cpus_per_worker, "GPU": 1 if gpus else 0},
-        ),
-        run_config=ray.train.RunConfig(
-            name=RAY_TRAIN,
-            worker_runtime_env={"env_vars": malloc.environment()},
-            storage_path=config.directory,
-            failure_config=ray.train.FailureConfig(max_failures=config.resources.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        ),
+        {"run": config.model_dump(mode="json"), "gpu": gpus > 0, "telemetry": telemetry, "watch": watch},
+        config.resources,
+        most if fewest == most else workers,
+        gpu=gpus > 0,
+        name=RAY_TRAIN,
+        worker_runtime_env={"env_vars": malloc.environment()},
+        storage_path=config.directory,
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
     )
 
 
@@ -214,9 +200,3 @@ def open_run(config: RunConfig, *, resume: bool) -> None:
         remove_file(join(config.directory, ENDED))
     remove_file(join(config.directory, ERROR))
     write_bytes(where, dump_yaml(config).encode())
-
-
-# Errors of the user's ---------------------------------------------------------------------------------------------
-
-
-# In the workers ---------------------------------------------------------------------------------------------------
