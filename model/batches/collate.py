@@ -110,6 +110,22 @@ def collate(rows: EncodedRows) -> SequenceBatch:
     )
 
 
+def length_sorted(rows: EncodedRows) -> tuple[EncodedRows, np.ndarray | None]:
+    """Rows from the shortest to the longest, and the place of each in `rows`; None where they are in order as it is."""
+    order = np.argsort(rows.lengths_B, kind="stable")
+    if (np.diff(order) > 0).all():
+        return rows, None
+    return rows.take(order), order
+
+
+def length_batches(rows: EncodedRows, batch_sequences: int | None = None) -> Iterator[SequenceBatch]:
+    """Every row once, rows of like length together: so many a batch, or as many as `bounded` puts together."""
+    if batch_sequences is None:
+        return map(collate, bounded(length_sorted(rows)[0]))
+    order = np.argsort(rows.lengths_B, kind="stable")  # taken batch by batch: no second copy of all rows
+    return (collate(rows.take(order[i : i + batch_sequences])) for i in range(0, len(order), batch_sequences))
+
+
 def bounded(rows: EncodedRows) -> Iterator[EncodedRows]:
     """Rows (sorted by length) in parts whose padded size stays bounded; a single long row stands alone."""
     lengths_B, start = rows.lengths_B, 0

@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from model.batches.collate import SequenceBatch, collate
+from model.batches.collate import SequenceBatch, collate, length_batches
 from model.bundle.bundle import Bundle
 from model.columns import Column
 from model.errors import ConfigError, NotFittedError
@@ -51,7 +51,6 @@ from model.estimator.row_sources import (
     Engineering,
     Reader,
     Source,
-    evaluation_batches,
     limited,
     planned_batches,
     prediction_rows,
@@ -260,7 +259,7 @@ class DynamicRnnEstimator:
         encoded, size = source.encode(encoder), source.batch_sequences
         if steps is not None:
             encoded = encoded.slice(0, min(len(encoded), steps * (size or len(encoded))))
-        return evaluation_batches(encoded, size or EVALUATION_BATCH)
+        return length_batches(encoded, size or EVALUATION_BATCH)
 
     # Prediction --------------------------------------------------------------------------------------------------
 

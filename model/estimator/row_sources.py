@@ -110,13 +110,6 @@ def planned_batches(encoded: EncodedRows, plan: Plan, start: int) -> Iterator[Se
         start = stop
 
 
-def evaluation_batches(encoded: EncodedRows, batch_sequences: int) -> Iterator[SequenceBatch]:
-    """Every row once, rows of like length together."""
-    order = np.argsort(encoded.lengths_B, kind="stable")
-    for start in range(0, len(order), batch_sequences):
-        yield collate(encoded.take(order[start : start + batch_sequences]))
-
-
 # From the user's arguments ---------------------------------------------------------------------------------------
 
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 import pyarrow as pa
 import torch
 
-from model.batches.collate import SequenceBatch, bounded, collate
+from model.batches.collate import SequenceBatch, length_batches
 from model.batches.encode import encode_rows
-from model.batches.encoded_rows import EncodedRows
 from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel, ProblemType
 from model.network import heads
@@ -86,11 +84,10 @@ def results(label: FittedLabel, state: Mapping[str, float]) -> dict[str, float]:
 def table_metrics(network: RnnNetwork, columns: FittedColumns, label: FittedLabel, table: pa.Table) -> MetricState:
     """The sums of `model.scoring.metrics` over a table's rows. DataError's row is the row in the table."""
     rows = encode_rows(table, columns, label)
-    rows = rows.take(np.argsort(rows.lengths_B, kind="stable"))
-    return merged(_sums(network, label, part) for part in bounded(rows))
+    return merged(_sums(network, label, batch) for batch in length_batches(rows))
 
 
-def _sums(network: RnnNetwork, label: FittedLabel, rows: EncodedRows) -> MetricState:
-    batch = collate(rows).to(network.device, network.dtype)
+def _sums(network: RnnNetwork, label: FittedLabel, batch: SequenceBatch) -> MetricState:
+    batch = batch.to(network.device, network.dtype)
     with torch.inference_mode():
         return batch_state(label, network(batch, keep_state=False).logits, batch)

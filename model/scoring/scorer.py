@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from model.batches.collate import MAX_PADDED_STEPS, bounded, collate
+from model.batches.collate import MAX_PADDED_STEPS, bounded, collate, length_sorted
 from model.batches.encode import encode_rows
 from model.batches.encode_valid import encode_valid
 from model.batches.encoded_rows import EncodedRows, concat
@@ -92,15 +92,13 @@ class Scorer:
         """
         if not len(rows):
             return self._nothing()
-        order = np.argsort(rows.lengths_B, kind="stable")
-        in_order = bool((np.diff(order) > 0).all())
-        rows = rows if in_order else rows.take(order)
+        rows, order = length_sorted(rows)
         parts = [self._steady(part) for part in _alike(rows)] if steady else [self._forward(p) for p in bounded(rows)]
         predictions = self.to_arrow(
             {name: np.concatenate([values[name] for values, _ in parts]) for name in parts[0][0]}, rows.lengths_B
         )
         states = tuple(np.concatenate(arrays) for arrays in zip(*(state for _, state in parts), strict=True))
-        if in_order:
+        if order is None:
             return predictions, states
         back = np.argsort(order)
         return predictions.take(pa.array(back)), tuple(part[back] for part in states)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from model.batches.collate import SequenceBatch, bounded, collate
+from model.batches.collate import SequenceBatch, length_batches
 from model.batches.plan import DataIndex
 from model.bundle.bundle import Bundle, load_bundle
 from model.bundle.run_directory import REPORT
@@ -101,8 +101,7 @@ def sample_batches(
     fragments = np.searchsorted(index.starts, rows, side="right") - 1
     requests = (Request.of(index, rows[fragments == fragment]) for fragment in np.unique(fragments))
     for block in reading(index, reader, plugins)(requests):
-        for part in bounded(block.take(np.argsort(block.lengths_B, kind="stable"))):
-            yield collate(part)
+        yield from length_batches(block)
 
 
 # Charts and tables ------------------------------------------------------------------------------------------------
