@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from model.batches.encoded_rows import EncodedRows
 from model.errors import DataError
+from model.tables.halving import errors_by_row
 
 Encode = Callable[[pa.Table], EncodedRows]
 
@@ -31,18 +32,6 @@ def encode_valid(table: pa.Table, encode: Encode) -> ValidRows:
     try:
         return ValidRows(encode(table), places, {})
     except DataError:
-        errors = _errors(table, 0, encode)
+        errors = errors_by_row(table, encode, rowless_is_all=True)
     good = np.delete(places, list(errors))
     return ValidRows(encode(table.take(pa.array(good))) if len(good) else None, good, errors)
-
-
-def _errors(table: pa.Table, first: int, encode: Encode) -> dict[int, DataError]:
-    """Errors of the bad rows, found by halving: k of n rows cost k·log n encodings, not n."""
-    try:
-        encode(table)
-    except DataError as error:
-        if error.row is None or table.num_rows == 1:
-            return dict.fromkeys(range(first, first + table.num_rows), error.located(first_row=first))
-        half = table.num_rows // 2
-        return _errors(table.slice(0, half), first, encode) | _errors(table.slice(half), first + half, encode)
-    return {}

@@ -18,8 +18,10 @@ from model.errors import DataError
 from model.features.fitted_columns import iterate_leaves
 from model.features.sequence_table import SequenceTable
 from model.tables.arrow_lists import is_list, list_lengths
+from model.tables.halving import errors_by_row
 
 Check = Callable[[pa.Table], object]
+VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|[-+]?\d[\w.+-]*")
 
 
 def find_bad_rows(table: pa.Table, check: Check) -> dict[int, DataError]:
@@ -33,7 +35,7 @@ def find_bad_rows(table: pa.Table, check: Check) -> dict[int, DataError]:
         check(table.slice(0, 0))
     else:
         return {}
-    errors = _halved(table, 0, check)
+    errors = errors_by_row(table, check)
     while True:  # rows may be good each by itself, and yet not go together
         good = np.delete(np.arange(table.num_rows), list(errors))
         try:
@@ -44,18 +46,6 @@ def find_bad_rows(table: pa.Table, check: Check) -> dict[int, DataError]:
             errors[int(good[error.row])] = error
         else:
             return errors
-
-
-def _halved(table: pa.Table, first: int, check: Check) -> dict[int, DataError]:
-    """By halving: k of n rows cost k·log n checks, not n."""
-    try:
-        check(table)
-    except DataError as error:
-        if table.num_rows == 1:
-            return {first: error}
-        half = table.num_rows // 2
-        return _halved(table.slice(0, half), first, check) | _halved(table.slice(half), first + half, check)
-    return {}
 
 
 def common_widths(rows: SequenceTable, config: ModelConfig) -> dict[str, int]:
@@ -98,6 +88,11 @@ class Reason:
         return f"{self.rows} times: {first}" if self.rows > 1 else first
 
 
+def wording(problem: str) -> str:
+    """A message without the values in it: the same for rows with the same fault."""
+    return VALUES.sub("…", problem)
+
+
 def reasons_of(errors: Mapping[int, DataError], file: str, first_row: int) -> tuple[Reason, ...]:
     """The reasons behind the errors of a table's rows; `first_row` is the place of its row 0 in `file`."""
     return merged_reasons(
@@ -109,7 +104,7 @@ def merged_reasons(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
     """One reason for each column and kind of problem: values in the messages differ, their words do not."""
     found: dict[tuple[str | None, str], Reason] = {}
     for reason in reasons:
-        key = (reason.column, re.sub(r"'[^']*'|[-+]?\d[\w.+-]*", "…", reason.problem))
+        key = (reason.column, wording(reason.problem))
         first = found.get(key)
         found[key] = reason if first is None else replace(first, rows=first.rows + reason.rows)
     return tuple(found.values())

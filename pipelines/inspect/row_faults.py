@@ -6,7 +6,6 @@ rules. Runs in data tasks: knows no files, no torch, no Ray.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,13 +16,12 @@ import pyarrow as pa
 from model.config import ModelConfig
 from model.errors import DataError
 from model.features.sequence_table import SequenceTable
-from model.scan.bad_rows import common_widths, find_bad_rows
+from model.scan.bad_rows import common_widths, find_bad_rows, wording
 from model.scan.fragment_scan import scan_table
 from model.scan.needed_columns import read_columns
 from model.scan.row_checks import checked_stats
 
 MOST_EXAMPLES = 3
-VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|[-+]?\d[\w.+-]*")
 
 Reason = tuple[str | None, str]  # column, and the message without the values in it
 
@@ -58,7 +56,7 @@ class RowFaults:
     @classmethod
     def of(cls, column: str | None, rows: int, example: Example) -> RowFaults:
         """Of `rows` rows with one fault."""
-        reason = (column, VALUES.sub("…", example.problem))
+        reason = (column, wording(example.problem))
         return cls({reason: rows}, {reason: (example,)})
 
     @property
