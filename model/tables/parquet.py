@@ -5,11 +5,11 @@ Knows no Ray: the data tasks of a cluster and the estimator on one machine call 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # loaded by the functions that use it: a quarter of what `fro
 
 # Of the classes that libraries have registered for types of theirs, such as Ray for its tensors.
 _EXTENSION_FAULTS = (ValueError, TypeError, KeyError, IndexError, AttributeError)
+_Read = TypeVar("_Read")
+
 FOOTER_THREADS = 16  # footers wait for disks and networks rather than for processors
 
 
@@ -73,8 +75,7 @@ def find(
     else:
         excluded = 0
     needed = list(dict.fromkeys([*columns, *(where.columns if where is not None else ())]))
-    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
-        footers = list(threads.map(_footer_of, files, parts, repeat(where)))
+    footers = of_each_file(_footer_of, files, parts, repeat(where))
     _check_columns(footers, needed, optional, SchemaAgreement() if agreement is None else agreement)
     fragments = [fragment for footer in footers for fragment in _fragments(footer, needed)]
     rows = sum(sum(footer.rows) for footer in footers)
@@ -82,6 +83,12 @@ def find(
         raise _nothing_left(path, where, excluded=bool(rows or excluded))
     left_out = rows - sum(fragment.rows for fragment in fragments)
     return Found(fragments, excluded, left_out, sum(footer.nbytes for footer in footers))
+
+
+def of_each_file(read: Callable[..., _Read], files: Sequence[str], *arguments: Iterable[Any]) -> list[_Read]:
+    """`read` of each file (and what stands at its place in the other arguments), by threads, in the files' order."""
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        return list(threads.map(read, files, *arguments))
 
 
 def _nothing_left(path: PathLike, where: Filter | None, *, excluded: bool) -> DataError:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -15,12 +14,11 @@ import pyarrow.parquet as pq
 
 from model.storage import resolve, stem
 from model.tables.fragments import Fragment
-from model.tables.parquet import columns_in_file, not_decoded, undecodable
+from model.tables.parquet import columns_in_file, not_decoded, of_each_file, undecodable
 
 SLICE_BYTES = 16 << 20  # of decoded values and of what is computed from them; a task holds a few times as much
 MOST_SLICE_ROWS = 1 << 16
 STREAM_BYTES = 1 << 20  # read at once from a column; without it pyarrow reads a row group's whole column
-READERS = 16  # threads that read footers: from an object store each waits most of its time
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,7 @@ class SlicedRowGroup:
 def read_footers(files: Sequence[str]) -> dict[str, Footer]:
     """The footers of Parquet files, which were found to be whole before."""
     distinct = list(dict.fromkeys(files))
-    with ThreadPoolExecutor(min(READERS, len(distinct))) as readers:
-        return dict(zip(distinct, readers.map(_read_footer, distinct), strict=True))
+    return dict(zip(distinct, of_each_file(_read_footer, distinct), strict=True))
 
 
 def _read_footer(file: str) -> Footer:
