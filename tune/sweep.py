@@ -28,7 +28,7 @@ from pipelines.config import RunConfig
 from pipelines.ingest.fit_cache import fitted_data
 from pipelines.ingest.fitted_data import FittedData
 from pipelines.ingest.scan import Progress as ScanProgress
-from pipelines.supervision.driver_channel import delivering, driver_channel
+from pipelines.supervision.driver_channel import WorkerReports, delivering, driver_channel
 from pipelines.tracking.run_status import status_kept
 from pipelines.train.failures import interruptible
 from tune.check import check_sweep
@@ -64,31 +64,33 @@ def sweep(
 ) -> SweepResult:
     """Runs (or with `resume` goes on with) a sweep on the Ray that is connected. `on_report` gets lines for people.
 
-    Raises ConfigError for settings that cannot work and for a directory that is taken, DataError for bad data,
-    ResourceError when the cluster is too small; when all trials fail, the first one's error. Ctrl-C ends the trials,
-    keeps what is done, tells `on_report` what that is, and is raised again.
+    Raises ConfigError for settings that cannot work, for a directory that is taken and for a sweep that another version
+    began, DataError for bad data, ResourceError when the cluster is too small; when all trials fail, the first one's
+    error. Ctrl-C ends the trials, keeps what is done, tells `on_report` what that is, and is raised again.
     """
     say = on_report or (lambda _: None)
     tuning = check_sweep(config, resume=resume)
     gpus = gpus_per_trial(config, tuning)
     check_room(config, tuning, gpus)
     prepared = prepare(config, resume=resume, on_scan=on_scan, say=say)
-    with status_kept(config.directory, tuning.metric) as heard:
-        with (
-            driver_channel() as channel,
-            delivering(channel, None, lambda told: say(told[SAID])) as telemetry,
-            interruptible(),
-            following(config.directory, tuning, say, heard) as followed,
-            settled(quiet=quiet),
-        ):
-            results = tuner(config, tuning, index=prepared.train, gpus=gpus, telemetry=telemetry, resume=resume).fit()
-        trials = collected(config, tuning, results, followed.ray_trials)
-        kept = keep(config, tuning, trials)
-        if any(trial.status in ("unfinished", "not started") for trial in trials):
-            say(what_is_kept(config, trials, kept))
-            raise KeyboardInterrupt
-        if kept is None:
-            raise first_error(trials)
+    with settled(quiet=quiet), driver_channel() as channel:
+        # Before the status says that the sweep runs: one that cannot go on stays as it is.
+        reports = WorkerReports(channel)
+        made = tuner(config, tuning, index=prepared.train, gpus=gpus, telemetry=reports, resume=resume)
+        with status_kept(config.directory, tuning.metric) as heard:
+            with (
+                delivering(channel, None, lambda told: say(told[SAID])),
+                interruptible(),
+                following(config.directory, tuning, say, heard) as followed,
+            ):
+                results = made.fit()
+            trials = collected(config, tuning, results, followed.ray_trials)
+            kept = keep(config, tuning, trials)
+            if any(trial.status in ("unfinished", "not started") for trial in trials):
+                say(what_is_kept(config, trials, kept))
+                raise KeyboardInterrupt
+            if kept is None:
+                raise first_error(trials)
     return kept
 
 

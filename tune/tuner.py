@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ import ray.tune
 
 from model.batches.plan import DataIndex
 from model.bundle.run_directory import RAY_TUNE
+from model.errors import ConfigError
 from model.storage import join, list_names
 from model.training.truncation import segment_count
 from pipelines.cluster.capacity import SPARE_CPUS, available_gpus
@@ -35,6 +37,9 @@ _CUTS = {
     for name in ("batch_sequences", "batch_padded_steps", "window_batches", "accumulate_batches", "unroll_steps")
 }  # what decides how many steps an epoch takes
 
+# How unpickling says that a module of ours is not there, or no longer holds a name.
+_GONE = re.compile(r"(No module named|Can't get attribute .* on <module) '(model|pipelines|tune)\b")
+
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a box even when it is told to be silent
@@ -44,13 +49,11 @@ _ENVIRONMENT = {
 def tuner(
     config: RunConfig, tuning: TuneConfig, *, index: DataIndex, gpus: float, telemetry: WorkerReports, resume: bool
 ) -> Any:
-    """The Tuner of a new sweep, or of one that goes on."""
+    """The Tuner of a new sweep, or of one that goes on: ConfigError where another version began that."""
     directory = join(config.directory, RAY_TUNE)
     # A sweep may have been stopped before any trial was known to Ray Tune; there is nothing to restore then.
     if resume and any(name.startswith("experiment_state") for name in list_names(directory)):
-        return ray.tune.Tuner.restore(
-            directory, trainable(config, tuning, gpus, telemetry), resume_unfinished=True, resume_errored=True
-        )
+        return restored(config.directory, directory, trainable(config, tuning, gpus, telemetry))
     searcher, space, count = search_of(config, tuning)
     return ray.tune.Tuner(
         trainable(config, tuning, gpus, telemetry),
@@ -78,6 +81,19 @@ def tuner(
             verbose=0,
         ),
     )
+
+
+def restored(sweep: str, directory: str, function: Any) -> Any:
+    """The Tuner of a sweep that goes on. Ray Tune has pickled our callback and our scheduler by module and name."""
+    try:
+        return ray.tune.Tuner.restore(directory, function, resume_unfinished=True, resume_errored=True)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if not _GONE.match(str(error)):
+            raise
+        raise ConfigError(
+            f"{sweep}: a sweep goes on with the code that began it, but another version of dynamic-rnn began this one "
+            f"({error}); its reports and, if it has one, its best bundle can be read; begin a new sweep, another name=…"
+        ) from error
 
 
 def trainable(config: RunConfig, tuning: TuneConfig, gpus: float, telemetry: WorkerReports) -> Any:
