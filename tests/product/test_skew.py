@@ -420,7 +420,7 @@ def calls(path: Path) -> Iterator[str]:
 def test_only_the_one_collate_makes_batches() -> None:
     makers, padders = set(), set()
     for room in ("model", "pipelines", "tune", "serve"):
-        for path in sorted((ROOT / room).glob("*.py")):
+        for path in sorted((ROOT / room).rglob("*.py")):
             called = set(calls(path))
             makers |= {path.relative_to(ROOT).as_posix()} if "SequenceBatch" in called else set()
             padders |= {path.relative_to(ROOT).as_posix()} if called & PADDERS else set()
