@@ -139,7 +139,7 @@ def show_prediction(console: Console, prediction: Any) -> Any:
     from pipelines.predict.run import run_prediction
 
     with console.counting("predicting") as progress:
-        result = run_prediction(prediction, progress, console.note)
+        result = run_prediction(prediction, progress)
     if result.quarantine is not None:
         for line in told_set_aside(result.quarantine, TOLD_BAD_ROWS):
             console.note(f"bad row: {line}")

@@ -38,8 +38,8 @@ STATE_ROWS = 1 << 16  # of a row group in the files of states
 States = tuple[np.ndarray, ...]  # float32 [E, numel] or [N, numel] a component
 
 
-class ChainModel:
-    """What scores the rows of keys holds: the prediction, its chain and the model."""
+class ChainScorer:
+    """Scores a partition, writes its results and the final states of its keys."""
 
     def __init__(self, prediction: Prediction, *, device: str) -> None:
         from model.scoring.scorer import Scorer
@@ -49,10 +49,6 @@ class ChainModel:
         self.prediction = prediction
         self.chain: Chain = prediction.chain
         self.scorer = Scorer.load(prediction.bundle, device=device, probabilities=prediction.probabilities)
-
-
-class ChainScorer(ChainModel):
-    """Scores a partition, writes its results and the final states of its keys."""
 
     def __call__(self, partition: int) -> int:
         done = exists(self.chain.states_file(partition))

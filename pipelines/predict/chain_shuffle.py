@@ -1,7 +1,7 @@
 """The light tasks of a chained prediction: rows go to those of their key, and results come back to where rows were.
 
     split      a block's slices, encoded, and the initial states' slices, each a file of partitions   (here)
-    score      a partition: its keys' rows one after another, from state to state                     (chain_scoring)
+    score      a partition: its keys' rows one after another, from state to state                     (chain_score)
     assemble   a block's results from all partitions, in the rows' order, as an output file           (here)
 
 Each file appears whole and is not written again: a run that was stopped goes on where it was. Knows no Ray, no torch.
@@ -27,7 +27,7 @@ from model.storage.atomic import parquet_output
 from model.tables.arrow_lists import Array
 from model.tables.slices import SlicedRowGroup, empty_slices, read_slices
 from pipelines.predict.chain_index import KEY, ROW
-from pipelines.predict.entity_keys import hashes_of, key_bytes, key_columns, partitions_of, without_key
+from pipelines.predict.entity_keys import key_bytes, key_columns, partitions_of, without_key
 from pipelines.predict.prediction import ORDER, Chain, Prediction
 from pipelines.predict.shuffle_files import metadata_of, read_batch, write_partitions
 
@@ -85,7 +85,7 @@ class SplitTask:
                 self._part_states(table, block, number, path)
 
     def _split_rows(self, block: SlicedRowGroup, paths: Sequence[str]) -> None:
-        columns = row_columns(self.prediction)
+        columns = _row_columns(self.prediction)
         self.prediction.setting_aside.begin(block)
         try:
             for (number, table), path in zip(read_slices(block, columns), paths, strict=True):
@@ -97,14 +97,14 @@ class SplitTask:
                 self._part_rows(table, block, number, path)  # in order: the last is there when all are
 
     def _part_rows(self, table: pa.Table, block: SlicedRowGroup, number: int, path: str) -> None:
-        rows, keys = keyed_rows(self.prediction, table, block, number)
+        rows, keys = _keyed_rows(self.prediction, table, block, number)
         encoded = arrow_transport.to_arrow(rows)
         for name, array in keys.items():
             encoded = encoded.append_column(f"{KEY}{name}", array)
         if self.chain.ordered:
             encoded = encoded.append_column(ORDER, table.column(ORDER).take(pa.array(rows.rows_B)).cast(pa.int64()))
         encoded = encoded.replace_schema_metadata({**encoded.schema.metadata, GOOD: str(len(rows))})
-        partition_B = partitions_of(hashes_of(key_bytes(keys)), self.chain.partitions)
+        partition_B = partitions_of(key_bytes(keys), self.chain.partitions)
         write_partitions(path, encoded, partition_B, self.chain.partitions)
 
     def _part_states(self, table: pa.Table, block: SlicedRowGroup, number: int, path: str) -> None:
@@ -120,19 +120,19 @@ class SplitTask:
         columns = {f"{KEY}{name}": array for name, array in keys.items()}
         columns |= dict(zip(spec.names, spec.to_arrow(states), strict=True))
         columns[ROW] = pa.array(np.arange(table.num_rows))
-        partition_B = partitions_of(hashes_of(key_bytes(keys)), self.chain.partitions)
+        partition_B = partitions_of(key_bytes(keys), self.chain.partitions)
         write_partitions(path, pa.table(columns), partition_B, self.chain.partitions)
 
 
-def row_columns(prediction: Prediction) -> list[str]:
-    """The columns that `keyed_rows` needs of the data."""
+def _row_columns(prediction: Prediction) -> list[str]:
+    """The columns that `_keyed_rows` needs of the data."""
     assert prediction.chain is not None
     order = [ORDER] if prediction.chain.ordered else []
     kept = prediction.keep if prediction.setting_aside.on_bad_rows == "skip" else ()
     return [*prediction.inputs, *prediction.chain.keys, *order, *kept]
 
 
-def keyed_rows(
+def _keyed_rows(
     prediction: Prediction, table: pa.Table, block: SlicedRowGroup, number: int
 ) -> tuple[EncodedRows, dict[str, Array]]:
     """The good rows of slice `number`, each with its place in it, and their keys; the others are set aside."""

@@ -99,14 +99,9 @@ def key_text(columns: Mapping[str, Array], row: int) -> str:
     return ", ".join(f"{name} {array[row].as_py()!r}" for name, array in columns.items())
 
 
-def hashes_of(names: Array) -> np.ndarray:
-    """A stable hash of each name, uint64: equal names have equal ones, whoever computes them."""
+def partitions_of(names: Array, count: int) -> np.ndarray:
+    """The partition of each name, int64, by a stable hash: equal names have equal ones, whoever computes them."""
     import pandas as pd  # takes a while to load, and only chained rows need it
 
     hashes: np.ndarray = pd.util.hash_array(names.to_numpy(zero_copy_only=False), categorize=False)
-    return hashes
-
-
-def partitions_of(hashes: np.ndarray, count: int) -> np.ndarray:
-    """The partition of each hash, int64."""
     return (hashes % np.uint64(count)).astype(np.int64)

@@ -49,22 +49,6 @@ def _claim_in(content: bytes) -> Claim:
 
 
 def claim_output(directory: str, source: Claim) -> None:
-    """Makes `directory` the output of the prediction that `source` describes; what that has noted there stays."""
+    """Makes `directory` the output of the prediction that `source` describes."""
     make_directory(directory)
-    write_note(directory, source)
-
-
-def write_note(directory: str, facts: Claim) -> None:
-    """Adds to what is said of a directory."""
-    facts = _said(directory) | facts
-    write_bytes(join(directory, SOURCE), (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def read_note(directory: str, name: str) -> Any:
-    """What is said of a directory under a name; None where nothing is."""
-    return _said(directory).get(name)
-
-
-def _said(directory: str) -> Claim:
-    where = join(directory, SOURCE)
-    return _claim_in(read_bytes(where)) if exists(where) else {}
+    write_bytes(join(directory, SOURCE), (json.dumps(source, indent=1, ensure_ascii=False) + "\n").encode())

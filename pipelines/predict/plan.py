@@ -22,7 +22,6 @@ from model.tables.arrow_lists import is_list
 from model.tables.parquet import find_fragments
 from model.tables.slices import Footer, SlicedRowGroup, read_footers, schemas_of, slice_row_groups
 from pipelines.predict.bad_rows import QUARANTINE, BadRowPolicy
-from pipelines.predict.chain_locality import MOST_LOCAL_ROWS, OPEN_BYTES
 from pipelines.predict.entity_keys import key_types
 from pipelines.predict.output_claim import Claim, check_output, digest_of
 from pipelines.predict.prediction import ORDER, Chain, Choices, Prediction
@@ -56,7 +55,7 @@ def plan_prediction(bundle: str, data: str, output: str, choices: Choices) -> Pr
     chain, states_digest = plan_chain(choices, scorer, target, blocks, schemas) if choices.key else (None, None)
     claim = claim_of(choices, scorer, data, footers, keep) | {
         "content of the initial states": states_digest,
-        "way of cutting": [sum(block.slices for block in blocks), *(() if chain is None else _chaining(chain))],
+        "way of cutting": [sum(block.slices for block in blocks), *(() if chain is None else (chain.partitions,))],
     }
     check_output(target, claim)
     if chain is not None:
@@ -143,11 +142,6 @@ def plan_chain(
         chunk_rows=max(1, int(PARTITION_BYTES / (bytes_of(blocks) / sum(block.fragment.rows for block in blocks)))),
     )
     return chain, given.digest
-
-
-def _chaining(chain: Chain) -> tuple[int, ...]:
-    """What decides how chained rows are parted, and whether they are."""
-    return chain.partitions, MOST_LOCAL_ROWS, OPEN_BYTES
 
 
 def is_ordered(schemas: Mapping[str, pa.Schema]) -> bool:

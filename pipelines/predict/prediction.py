@@ -59,8 +59,7 @@ class Chain:
 
     `keys` are the key columns and their types. Rows are `ordered` by `sequence_index`, else as they lie in the files.
     `state_blocks` hold where keys go on from; `states` is the directory of where they end. Keys are hashed into
-    `partitions`; of each, `chunk_rows` rows at a time are held in memory. Where the rows of each key lie in one block,
-    they stay there, and a block, by its place among them, takes a partition's part.
+    `partitions`; of each, `chunk_rows` rows at a time are held in memory.
     """
 
     keys: KeyTypes
@@ -72,12 +71,13 @@ class Chain:
     chunk_rows: int
 
     def states_file(self, partition: int) -> str:
-        """Where the final states are written of the keys of a partition, or of a block."""
+        """Where the final states of the keys of a partition are written."""
         return join(self.states, f"states-{partition:05d}.parquet")
 
-    def untouched_file(self, partition: int) -> str:
-        """Where, if rows stay in their blocks, the states are written of keys that have no row."""
-        return join(self.states, f"untouched-{partition:05d}.parquet")
+    @property
+    def states_files(self) -> list[str]:
+        """The files of all final states."""
+        return [self.states_file(partition) for partition in range(self.partitions)]
 
 
 @dataclass(frozen=True)

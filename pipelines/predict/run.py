@@ -6,22 +6,19 @@ is finished is skipped. Nothing of the data passes through the driver, and no ta
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.storage import exists, join
 from model.storage.atomic import remove_partial
 from model.tables.parquet import read_footer
 from pipelines.predict.bad_rows import OnBadRows, count_set_aside
-from pipelines.predict.chain_run import run_chain, states_files
+from pipelines.predict.chain_run import run_chain
 from pipelines.predict.output_claim import claim_output
 from pipelines.predict.passes import CountedPasses, Progress
 from pipelines.predict.plan import plan_prediction
 from pipelines.predict.prediction import Choices, Prediction
 from pipelines.predict.score_task import RowPredictor
-
-_log = logging.getLogger("dynamic_rnn")
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,6 @@ def predict(
     states_only: bool = False,
     on_bad_rows: OnBadRows = "error",
     progress: Progress | None = None,
-    tell: Callable[[str], None] = _log.info,
 ) -> PredictResult:
     """Scores all rows under `data` into Parquet files in the directory `output`.
 
@@ -64,8 +60,7 @@ def predict(
     chained, in the order of `sequence_index` where the data have it, else as they lie in the files; the first goes on
     from the key's state under `state_from`. The states of all keys, those of `state_from` that have no row included,
     are written to `states_to` (default: `_states` in `output`), one row a key; `states_only` writes nothing but them,
-    into `output`. With `on_bad_rows="skip"` bad rows are set aside in `_quarantine` in `output`. `tell` hears whether
-    rows had to be brought to those of their key.
+    into `output`. With `on_bad_rows="skip"` bad rows are set aside in `_quarantine` in `output`.
 
     ConfigError when choices do not fit or `output` holds something else; DataError names file, row and column.
     """
@@ -79,12 +74,10 @@ def predict(
         states_only=states_only,
         on_bad_rows=on_bad_rows,
     )
-    return run_prediction(plan_prediction(bundle, data, output, choices), progress, tell)
+    return run_prediction(plan_prediction(bundle, data, output, choices), progress)
 
 
-def run_prediction(
-    prediction: Prediction, progress: Progress | None = None, tell: Callable[[str], None] = _log.info
-) -> PredictResult:
+def run_prediction(prediction: Prediction, progress: Progress | None = None) -> PredictResult:
     """Does what was planned, on the Ray that this process uses."""
     directories = {prediction.output, prediction.output if prediction.chain is None else prediction.chain.states}
     for directory in sorted(directories):
@@ -96,7 +89,7 @@ def run_prediction(
         passes = CountedPasses(progress, total=len(prediction.blocks), done=len(prediction.blocks) - len(todo))
         passes.run(RowPredictor, (prediction,), todo)
     else:
-        run_chain(prediction, prediction.chain, todo, progress, tell)
+        run_chain(prediction, prediction.chain, todo, progress)
     return _result(prediction, len(blocks), len(blocks) - len(todo))
 
 
@@ -104,7 +97,7 @@ def _result(prediction: Prediction, files: int, skipped: int) -> PredictResult:
     quarantine = prediction.setting_aside.directory
     bad = count_set_aside(quarantine)
     chain = prediction.chain
-    states = [] if chain is None else states_files(prediction, chain)
+    states = [] if chain is None else chain.states_files
     return PredictResult(
         directory=prediction.output,
         files=files,

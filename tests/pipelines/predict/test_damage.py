@@ -23,7 +23,7 @@ from pipelines.predict.run import PredictResult, predict
 
 ROWS, GROUP = 60, 20
 NAN = float("nan")
-CHAINED = pytest.mark.parametrize("key", [(), ("key",), ("row",)], ids=["plain", "chained", "chained in place"])
+CHAINED = pytest.mark.parametrize("key", [(), ("key",), ("row",)], ids=["plain", "chained", "a row a key"])
 
 
 def flip(path: Path, column: str, group: int) -> None:

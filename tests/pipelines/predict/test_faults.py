@@ -17,7 +17,7 @@ import pytest
 from model.bundle.bundle import save_bundle
 
 ROWS, FILES = 24_000, 6
-STAY, MOVE = "stay", "move"  # the two ways of chaining: rows of a key in one row group alone, or in any
+USER, EVENT = "user", "event"  # keys of one row or several, and of one row each
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def contents(output: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def words(job: Path, start: Callable[..., Any]) -> dict[str, list[str]]:
-    """The command of each way, but for its output. The one whose rows stay goes on from states of half of the keys."""
+    """The command by its key, but for its output. The one of events goes on from states of half of the keys."""
     (job / "before").mkdir()
     for number in range(0, FILES, 2):
         (job / "before" / f"{number}.parquet").symlink_to(job / "data" / f"{number}.parquet")
@@ -57,8 +57,8 @@ def words(job: Path, start: Callable[..., Any]) -> dict[str, list[str]]:
     assert before.exit_code() == 0, before.told
     predict.append(str(job / "data"))
     return {
-        MOVE: [*predict, "--key", "user"],
-        STAY: [*predict, "--key", "event", "--state-from", str(job / "states")],
+        USER: [*predict, "--key", "user"],
+        EVENT: [*predict, "--key", "event", "--state-from", str(job / "states")],
     }
 
 
@@ -66,41 +66,40 @@ def words(job: Path, start: Callable[..., Any]) -> dict[str, list[str]]:
 def unharmed(words: dict[str, list[str]], job: Path, start: Callable[..., Any]) -> dict[str, dict[str, bytes]]:
     """What predictions that nobody kills write."""
     found = {}
-    for way, command in words.items():
-        output = job / f"unharmed {way}"
+    for key, command in words.items():
+        output = job / f"unharmed {key}"
         done = start(*command, str(output))
         assert done.exit_code() == 0, done.told
-        assert ("rows stay in their row groups" in done.told) == (way == STAY)
-        found[way] = contents(output)
-        assert len(found[way]) > 12
+        found[key] = contents(output)
+        assert len(found[key]) > 12
     return found
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    ("way", "stage"),
+    ("key", "stage"),
     [
-        (MOVE, "rows-000003.arrow"),
-        (MOVE, "scored-00001.json"),
-        (MOVE, "1-*.parquet"),
-        (STAY, "keys-000003.arrow"),
-        (STAY, "given-00001.arrow"),
-        (STAY, "1-*.parquet"),
+        (USER, "rows-000003.arrow"),
+        (USER, "scored-00001.json"),
+        (USER, "1-*.parquet"),
+        (EVENT, "initial-000000.arrow"),
+        (EVENT, "scored-00001.json"),
+        (EVENT, "1-*.parquet"),
     ],
 )
 def test_a_killed_prediction_goes_on_to_the_same_bytes(
-    start: Callable[..., Any], words: Any, unharmed: Any, tmp_path: Path, way: str, stage: str
+    start: Callable[..., Any], words: Any, unharmed: Any, tmp_path: Path, key: str, stage: str
 ) -> None:
     output = tmp_path / "out"
-    killed = start(*words[way], str(output))
+    killed = start(*words[key], str(output))
     killed.wait_until(lambda: list(output.glob(stage)) or list(output.glob(f"_work/{stage}")))
     killed.end()  # all its processes at once: a driver's tasks would first end what they are at
     killed.wait_until_gone()
-    assert contents(output) != unharmed[way]
+    assert contents(output) != unharmed[key]
     assert (output / "_work").exists()
-    done = start(*words[way], str(output))
+    done = start(*words[key], str(output))
     assert done.exit_code() == 0, done.told
-    assert contents(output) == unharmed[way]
+    assert contents(output) == unharmed[key]
     assert sorted(path.name for path in output.iterdir() if not path.name.endswith(".parquet")) == [
         "_SOURCE",
         "_states",
@@ -112,8 +111,6 @@ import json, sys, threading, time
 import psutil
 from model.tables import slices as blocks
 from pipelines.predict import plan as predict_plan
-from pipelines.predict.chain_locality import KeyTask, MeetTask
-from pipelines.predict.chain_in_place import LocalScorer
 from pipelines.predict.chain_score import ChainScorer
 from pipelines.predict.chain_shuffle import AssembleTask, SplitTask
 from pipelines.predict.plan import plan_prediction
@@ -134,15 +131,7 @@ def watch():
 
 prediction = plan_prediction(bundle, data, output, Choices(key=(key,) if key else ()))
 threading.Thread(target=watch, daemon=True).start()
-if key == "event":
-    keys, held = KeyTask(prediction), LocalScorer(prediction, device="cpu")
-    for block in prediction.blocks:
-        keys(block)
-    for partition in range(prediction.chain.partitions):
-        assert not MeetTask(prediction)(partition)
-    for item in enumerate(prediction.blocks):
-        held(item)
-elif key:
+if key:
     split, held = SplitTask(prediction), ChainScorer(prediction, device="cpu")
     for block in prediction.blocks:
         split((False, block))
@@ -160,7 +149,7 @@ print(json.dumps({"peak": peak, "rows": prediction.rows, "partitions": key and p
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("key", "groups"), [("", "one"), ("user", "many"), ("event", "many")])
+@pytest.mark.parametrize(("key", "groups"), [("", "one"), ("user", "many")])
 def test_ten_times_the_data_take_the_same_memory(job: Path, tmp_path: Path, key: str, groups: str) -> None:
     """One process does all tasks one after the other, over one large row group or many."""
     peaks = []
