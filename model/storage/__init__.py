@@ -10,6 +10,7 @@ from model.storage.filesystems import is_directory as is_directory
 from model.storage.filesystems import is_refused as is_refused
 from model.storage.filesystems import is_remote as is_remote
 from model.storage.filesystems import join as join
+from model.storage.filesystems import list_directories as list_directories
 from model.storage.filesystems import list_names as list_names
 from model.storage.filesystems import make_directory as make_directory
 from model.storage.filesystems import read_bytes as read_bytes

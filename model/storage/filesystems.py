@@ -196,10 +196,18 @@ def make_directory(path: PathLike) -> None:
 
 def list_names(path: PathLike) -> list[str]:
     """Names in a directory, sorted; empty where there is no such directory."""
+    return sorted(info.base_name for info in _listed(path))
+
+
+def list_directories(path: PathLike) -> list[str]:
+    """Names of the directories in a directory, sorted; empty where there is no such directory."""
+    return sorted(info.base_name for info in _listed(path) if info.type == fs.FileType.Directory)
+
+
+def _listed(path: PathLike) -> Any:
     filesystem, inner = resolve(path)
     with _refusals_as_config_errors(path, "listed"):
-        infos = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
-    return sorted(info.base_name for info in infos)
+        return filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
 
 
 def copy_tree(source: PathLike, target: PathLike) -> None:

@@ -21,8 +21,9 @@ def runs(
     import json
     from dataclasses import asdict
 
+    from model.bundle.run_directory import RUN_YAML, SWEEP
     from model.storage import absolute
-    from pipelines.tracking.run_list import list_runs
+    from pipelines.tracking.run_list import MOST_LEVELS, list_runs
 
     found = list_runs(absolute(output))
     if as_json:
@@ -30,7 +31,10 @@ def runs(
             context.obj.say(json.dumps(asdict(line)))
         return
     if not found:
-        context.obj.say(f"no runs in {absolute(output)}")
+        context.obj.say(
+            f"no runs in {absolute(output)}: none of its directories, {MOST_LEVELS} levels deep, "
+            f"holds {RUN_YAML} (a run's) or {SWEEP}/ (a sweep's)"
+        )
         return
     context.obj.say(_table(found))
 

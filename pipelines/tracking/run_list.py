@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from model.bundle.run_directory import (
     METRICS,
@@ -18,16 +19,18 @@ from model.bundle.run_directory import (
     pointed,
 )
 from model.scoring.metric_names import TRAIN_LOSS, VALIDATION_LOSS
-from model.storage import exists, join, list_names, read_bytes
+from model.storage import exists, is_remote, join, list_directories, read_bytes
 from pipelines.tracking.run_status import _status, shown_status
 
 ENDED_EARLY = ("failed", "interrupted", "stopped")
+MOST_LEVELS = 4  # below the directory: a demo's runs lie three below its own
 
 
 @dataclass(frozen=True)
 class RunLine:
     """A run or a sweep in the list. `value` is its best bundle's, in `metric`; None where nothing was validated yet.
 
+    `name` is its directory's path, relative to the one that was searched.
     `kind` is "training" or "sweep". `resumable`: it has not come to its end, nobody trains it, and there is something
     to go on from.
     """
@@ -44,12 +47,26 @@ class RunLine:
 
 
 def list_runs(output: str) -> list[RunLine]:
-    """The runs and sweeps directly below `output`, by name."""
-    return [line for name in list_names(output) if (line := _line(output, name)) is not None]
+    """The runs and sweeps below `output`, by name. Nothing is looked for in a run, nor in names with a . or _ before.
+
+    Neither is `output` itself one: beside the settings that somebody trains with, `run.yaml`, lie his runs.
+    """
+    return list(_runs_below(output, "", MOST_LEVELS))
 
 
-def _line(output: str, name: str) -> RunLine | None:
-    directory = join(output, name)
+def _runs_below(directory: str, prefix: str, levels: int) -> Iterator[RunLine]:
+    for name in list_directories(directory):
+        if name.startswith((".", "_")):
+            continue
+        path = join(directory, quote(name) if is_remote(directory) else name)
+        line = _line(path, prefix + name)
+        if line is not None:
+            yield line
+        elif levels > 1:
+            yield from _runs_below(path, f"{prefix}{name}/", levels - 1)
+
+
+def _line(directory: str, name: str) -> RunLine | None:
     sweep = exists(join(directory, RAY_TUNE))
     if not sweep and not exists(join(directory, RUN_YAML)):
         return None

@@ -178,6 +178,7 @@ def test_an_object_store_is_written_read_and_searched(bucket: str) -> None:
     storage.make_directory(storage.join(bucket, "data/deep"))
     for name in ("b.parquet", "a.parquet", "deep/c.parquet", "_hidden.parquet", "notes.txt"):
         storage.write_bytes(storage.join(bucket, "data", name), name.encode())
+    assert storage.list_directories(storage.join(bucket, "data")) == ["deep"]
     found = find_files(storage.join(bucket, "data"))
     assert found == [f"{bucket}/data/{name}" for name in ("a.parquet", "b.parquet", "deep/c.parquet")]
     assert [storage.read_bytes(path) for path in found] == [b"a.parquet", b"b.parquet", b"deep/c.parquet"]

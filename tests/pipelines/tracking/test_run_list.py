@@ -9,13 +9,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
+from pyarrow import fs
 from typer.testing import CliRunner
 
 from model.bundle.bundle import Bundle, save_bundle
 from model.bundle.run_directory import point_to
+from model.storage import filesystems, join, make_directory, write_bytes
 from pipelines.cli.app import app
+from pipelines.demo import run as demo
 from pipelines.tracking.follower import Outcome
 from pipelines.tracking.run_list import list_runs
 from pipelines.tracking.run_status import StatusFile
@@ -66,6 +70,42 @@ def test_runs_are_listed_with_status_best_metric_and_bundle(runs: Path) -> None:
     assert (lines[0].metric, lines[0].value) == ("validation_loss", 0.25)
     assert lines[0].bundle == str(runs / "a" / "bundles" / "step_00000005")
     assert [line.bundle for line in lines[1:]] == [None, None, None]
+
+
+def test_runs_are_found_where_the_demo_leaves_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`demo-run` holds data and runs; each demo has a directory of its own in `runs`, with its predictions."""
+    run = demo.load(tmp_path / "demo-run", quick=True)
+    for name in (run.name, "demo-sweep"):
+        begun(Path(run.output, name)).close(Outcome("finished"))
+    Path(run.output, "demo-sweep", "tune", "000").mkdir(parents=True)
+    for place in (Path(run.output, "predictions"), tmp_path / "demo-run" / "data" / "train"):
+        place.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    when = Path(run.output).name
+    for searched, prefix in (("demo-run", f"runs/{when}/"), ("demo-run/runs", f"{when}/"), (run.output, "")):
+        told = CliRunner().invoke(app, ["runs", searched, "--json"]).stdout.splitlines()
+        assert [json.loads(line)["name"] for line in told] == [f"{prefix}demo", f"{prefix}demo-sweep"]
+
+
+def test_runs_in_an_object_store_are_found_below_names_of_any_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = fs._MockFileSystem()
+    monkeypatch.setattr(filesystems, "resolve", lambda path: (store, unquote(str(path).removeprefix("mock://"))))
+    for name in ("team/100% sure?/a", "b"):
+        make_directory(join("mock://bucket", quote(name)))
+        write_bytes(join("mock://bucket", quote(name), "run.yaml"), b"{}")
+    assert [line.name for line in list_runs("mock://bucket")] == ["b", "team/100% sure?/a"]
+
+
+def test_nothing_is_looked_for_in_runs_in_hidden_directories_and_too_deep(tmp_path: Path) -> None:
+    begun(tmp_path / "a" / "b")
+    begun(tmp_path / "a" / "b" / "copy of a run")
+    for hidden in (".trash", "_old"):
+        begun(tmp_path / hidden / "c")
+    begun(tmp_path / "1" / "2" / "3" / "4")
+    begun(tmp_path / "1" / "2" / "3" / "four" / "5")
+    (tmp_path / "run.yaml").write_text("{}\n")  # what somebody trains with
+    (tmp_path / "a" / "file").touch()
+    assert [line.name for line in list_runs(str(tmp_path))] == ["1/2/3/4", "a/b"]
 
 
 def test_a_run_whose_driver_lives_is_running(tmp_path: Path) -> None:
@@ -147,4 +187,7 @@ def test_the_command_prints_a_table_or_json(runs: Path) -> None:
     told = CliRunner().invoke(app, ["runs", str(runs), "--json"]).stdout.splitlines()
     assert [json.loads(line)["name"] for line in told] == ["a", "b", "c", "d"]
     nothing = CliRunner().invoke(app, ["runs", str(runs / "something else")])
-    assert nothing.stdout == f"no runs in {runs / 'something else'}\n"
+    assert nothing.stdout == (
+        f"no runs in {runs / 'something else'}: none of its directories, 4 levels deep, holds run.yaml (a run's) or "
+        "tune/ (a sweep's)\n"
+    )
