@@ -24,8 +24,7 @@ from model.errors import CheckpointError
 from model.settings import did_you_mean
 from model.storage import absolute, exists, is_directory, join, list_names, read_bytes, resolve
 from model.storage.filesystems import PathLike
-from model.tf1.crc32c import crc32c, masked
-from model.tf1.sstable import DamagedError, fields, is_table, table_items
+from model.tf1.sstable import DamagedError, fields, is_table, masked_crc32c, table_items
 
 # numbers of types.proto
 DTYPES = {
@@ -113,7 +112,7 @@ class TfCheckpoint(Mapping[str, np.ndarray]):
             )
         path = f"{self.prefix}.data-{entry.shard:05d}-of-{self._index.shards:05d}"
         content = _read_part(path, entry.offset, entry.nbytes, name)
-        if masked(crc32c(content)) != entry.checksum:
+        if masked_crc32c(content) != entry.checksum:
             raise CheckpointError(
                 f"{path}: variable {name!r} is damaged: its bytes do not have the checksum in the index; copy the "
                 f"checkpoint anew"

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import google_crc32c
 import pyarrow as pa
-
-from model.tf1.crc32c import crc32c, masked
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 FOOTER_BYTES, TRAILER_BYTES = 48, 5
@@ -35,6 +34,12 @@ def table_items(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     (offset, size), _ = _handle(footer, place)
     for _, handle in _entries(_block(content, offset, size)):
         yield from _entries(_block(content, *_handle(handle, 0)[0]))
+
+
+def masked_crc32c(content: bytes) -> int:
+    """The checksum of `content` as the files hold it: rotated and moved, for a CRC of bytes with their CRC is poor."""
+    checksum: int = google_crc32c.value(content)
+    return (((checksum >> 15) | (checksum << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def varint(content: bytes, place: int) -> tuple[int, int]:
@@ -88,7 +93,7 @@ def _block(content: bytes, offset: int, size: int) -> bytes:
     """A block's bytes, checked and unpacked."""
     block = _part(content, offset, size + TRAILER_BYTES)
     held = int.from_bytes(block[-4:], "little")
-    if held != masked(crc32c(block[:-4])):
+    if held != masked_crc32c(block[:-4]):
         raise DamagedError("a block does not have the checksum beside it")
     kind = block[size]
     if kind == PLAIN:
