@@ -35,7 +35,8 @@ _STYLE = {
 LOWEST_SEEN = 200  # of the tallest bar: a bar of one part in so many is still a pixel
 WIDTH_INCHES, HEIGHT_INCHES = 4.6, 2.2
 CLOSE = 0.3  # of the width: names of lines that stand nearer are written one above the other
-UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k"), (0, ""))  # from which size on numbers are told in a unit
+UNITS_FROM = 1e4  # numbers of this size and more are written with k, M or G
+NARROW = 1e-3  # a range of such a part of its numbers: the six digits of a number with a unit do not tell them apart
 
 
 def histogram(
@@ -131,32 +132,14 @@ def _description(edges: Sequence[float], counts: Sequence[int], x: str, y: str, 
 
 
 def _number_axis(axis: Any, *, whole: bool = False) -> None:
-    """Few numbers on an axis, each as short as tells it from its neighbours; whole ones where the places are."""
-    from matplotlib.ticker import Formatter, MaxNLocator
+    """Few numbers on an axis, large ones in units; whole ones where the places are. Its limits must be known."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
 
-    class Numbers(Formatter):
-        def __call__(self, place: float, number: int | None = None) -> str:
-            return tick_text(place, [place])
-
-        def format_ticks(self, values: Sequence[float]) -> list[str]:
-            return [tick_text(place, values) for place in values]
-
+    low, high = axis.get_view_interval()
+    largest = max(abs(low), abs(high))
+    in_units = largest >= UNITS_FROM and high - low > NARROW * largest
     axis.set_major_locator(MaxNLocator(6, integer=whole, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(Numbers())
-
-
-def tick_text(place: float, places: Sequence[float]) -> str:
-    """A number on an axis that has numbers at `places`: all in one unit, and with as many decimals as they need."""
-    largest = float(np.max(np.abs(places), initial=0.0))
-    step = float(np.min(np.diff(np.sort(places)), initial=np.inf)) if len(places) > 1 else largest
-    if not largest or not step or largest < 1e-3 or largest >= 1e15:
-        return f"{place:.3g}".replace("-", "\N{MINUS SIGN}")
-    unit, name = next((max(least, 1.0), name) for least, name in UNITS if largest >= least)
-    unit = 1e3 if name == "k" else unit
-    scaled = np.asarray(places) / unit
-    decimals = next((n for n in range(9) if np.all(np.abs(scaled - np.round(scaled, n)) < 1e-3 * step / unit)), 9)
-    text = f"{place / unit:.{decimals}f}{name if place else ''}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    axis.set_major_formatter(EngFormatter(sep="") if in_units else ScalarFormatter())
 
 
 def _logarithmic_axis(axes: Any) -> None:
