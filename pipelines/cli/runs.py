@@ -21,7 +21,7 @@ def runs(
     import json
     from dataclasses import asdict
 
-    from model.bundle.run_directory import RUN_YAML, SWEEP
+    from model.bundle.run_directory import RAY_TUNE, RUN_YAML
     from model.storage import absolute
     from pipelines.tracking.run_list import MOST_LEVELS, list_runs
 
@@ -33,7 +33,7 @@ def runs(
     if not found:
         context.obj.say(
             f"no runs in {absolute(output)}: none of its directories, {MOST_LEVELS} levels deep, "
-            f"holds {RUN_YAML} (a run's) or {SWEEP}/ (a sweep's)"
+            f"holds {RUN_YAML} (a run's) or {RAY_TUNE}/ (a sweep's)"
         )
         return
     context.obj.say(_table(found))
