@@ -369,7 +369,7 @@ def test_a_scan_that_was_cut_short_is_not_taken_for_whole(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit_cache, "save_prepared", killed)
+        patch.setattr(fit_cache, "save_fitted", killed)
         with pytest.raises(KeyboardInterrupt):
             fitted_data(config)
     assert not is_current(config)
