@@ -37,7 +37,6 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -49,6 +48,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.errors import ConfigError, ResourceError
+from model.storage import write_bytes
+from model.storage.atomic import appearing
 
 ALPHABET: tuple[str, ...] = (*map(chr, range(0x20, 0x7F)), "\n", "\t", "\ufffd")
 """Printable ASCII, newline, tab, and one symbol for everything else: no text holds an unknown label."""
@@ -312,8 +313,7 @@ def _write(target: Path, library: Path, settings: dict[str, Any]) -> DemoData:
         split: _write_split(target / split, library, files, settings["max_length"]) for split, files in chosen.items()
     }
     record = {"settings": settings, "splits": splits}
-    with _atomically(target / RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_bytes(target / RECORD, (json.dumps(record, indent=1) + "\n").encode())
     return _demo_data(target, splits, reused=False)
 
 
@@ -327,7 +327,7 @@ def _write_split(folder: Path, library: Path, files: dict[str, int], max_length:
         texts = {path: read_source(library / path) for path in paths}
         table = build_table(texts, max_length)
         part = folder / f"stdlib-{number:05d}.parquet"
-        with _atomically(part) as temporary:
+        with appearing(part) as temporary:
             pq.write_table(table, temporary, row_group_size=ROW_GROUP_ROWS, compression="zstd")
         part_bytes[part.name] = part.stat().st_size
         rows += table.num_rows
@@ -343,17 +343,6 @@ def _groups(files: dict[str, int], parts: int) -> list[list[str]]:
         groups[before_bytes * parts // total_bytes].append(path)
         before_bytes += file_bytes
     return [group for group in groups if group]
-
-
-@contextmanager
-def _atomically(file: Path) -> Iterator[Path]:
-    # The dot hides it from readers of the directory; the process id keeps two writers apart.
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --- the record, and what is there
