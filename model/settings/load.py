@@ -4,8 +4,7 @@
     config = build(RunConfig, mapping, where="run.yaml")
 
 Knows no Ray, no torch, no HTTP, and none of the configs themselves: each stands beside its owner.
-`settings_yaml` says how a plain word is read, `settings_errors` how a fault is told, `settings_help` how
-settings are described.
+`yaml_text` says how a plain word is read, `messages` how a fault is told, `describe` how settings are described.
 """
 
 from __future__ import annotations

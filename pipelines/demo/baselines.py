@@ -11,7 +11,7 @@ order 2   counts of the next symbol after the two inputs before it, in Witten-Be
 lzma      `lzma` (preset 9, extreme) on the test text alone: the labels of all rows, joined, as UTF-8.
           Nothing is trained before it, but it looks back over row ends and at all the files of the split.
 
-All are over `demo_data.ALPHABET`, whose every symbol has a chance above zero, so no label scores infinity.
+All are over `data.ALPHABET`, whose every symbol has a chance above zero, so no label scores infinity.
 Knows Parquet and counting. Knows no Ray, no torch, no model.
 
 Shapes: N labels of a split, V symbols of the alphabet.
