@@ -36,14 +36,17 @@ def appearing(path: PathLike) -> Iterator[str]:
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         yield str(partial)
-        _sync(partial)
+        sync(partial)
         os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: PathLike) -> None:
+    """Brings a local file to the disk, so that what is renamed later is whole after a power cut, too."""
+    if is_remote(path):
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -5,7 +5,6 @@ Knows no Ray.
 
 from __future__ import annotations
 
-import os
 import uuid
 from typing import Any
 
@@ -13,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.storage import is_remote, join, make_directory, resolve
+from model.storage import join, make_directory, resolve
+from model.storage.atomic import sync
 from model.tables.arrow_lists import is_list, list_lengths
 
 
@@ -95,7 +95,7 @@ class SequenceWriter:
         self._writer.close()
         self._stream.close()
         self._writer = self._stream = None
-        _sync(self.files[-1][0])
+        sync(self.files[-1][0])
 
 
 def group_ends(table: pa.Table, most_rows: int, most_bytes: int) -> list[int]:
@@ -127,14 +127,3 @@ def dictionary_paths(schema: pa.Schema) -> list[str]:
         if not pa.types.is_floating(kind):
             paths.append(path)
     return paths
-
-
-def _sync(path: str) -> None:
-    """Brings a local file to the disk, so that what is renamed later is whole after a power cut, too."""
-    if is_remote(path):
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
