@@ -55,7 +55,7 @@ def test_this_machine_passes_with_a_real_ray(monkeypatch):
 
 
 def test_importing_the_doctor_loads_neither_ray_nor_torch():
-    command = "import sys, pipelines.doctor; print({'ray', 'torch', 'rich'} & sys.modules.keys())"
+    command = "import sys, pipelines.cluster.doctor; print({'ray', 'torch', 'rich'} & sys.modules.keys())"
 
     output = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
 

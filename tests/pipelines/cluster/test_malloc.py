@@ -26,7 +26,7 @@ from pipelines.cluster import malloc
 
 
 def rounds():
-    told = malloc.keep_freed_memory(getattr(allocation, sys.argv[1]))
+    told = malloc.keep_freed_memory(getattr(malloc, sys.argv[1]))
     for number in range(12):
         if number == 2:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
