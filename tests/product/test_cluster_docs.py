@@ -115,7 +115,7 @@ def test_the_settings_shown_are_accepted() -> None:
 def spoken() -> str:
     """Every string constant of the packages, an f-string's parts joined by `…`."""
     texts = []
-    for path in (path for room in ("model", "pipelines", "tune", "serve") for path in (ROOT / room).glob("*.py")):
+    for path in (path for room in ("model", "pipelines", "tune", "serve") for path in (ROOT / room).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 texts.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))

@@ -251,7 +251,7 @@ def test_every_difference_names_tests_that_exist() -> None:
     assert [int(line.split("|")[1]) for line in rows] == list(range(1, len(rows) + 1))
     functions: dict[str, set[str]] = {}
     for row in rows:
-        named = re.findall(r"`(test_\w+)::(test_\w+)`", row)
+        named = re.findall(r"`([\w/]+)::(test_\w+)`", row)
         assert named, f"a difference without a test: {row}"
         for file, name in named:
             if file not in functions:

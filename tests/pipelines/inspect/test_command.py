@@ -234,7 +234,7 @@ def test_the_documentation_lists_every_finding_there_is() -> None:
     root = Path(__file__).resolve().parents[3]
     rows = re.findall(r"^\| (`.*?) \|", (root / "docs" / "inspect.md").read_text(), re.MULTILINE)
     told = {code for row in rows for code in re.findall(r"`([\w-]+)`", row)}
-    code = "".join((root / "pipelines" / f"inspect_{part}.py").read_text() for part in ("findings", "leaks"))
+    code = "".join((root / "pipelines" / "inspect" / f"{part}.py").read_text() for part in ("findings", "label_leaks"))
     used = re.findall(r'(?:ERROR|WARNING|NOTE|severity|"warning"|"note"),\s*"([\w-]+)"', code)
     used += re.findall(r'^        \("\w+", "([\w-]+)", "', code, re.MULTILINE)
     assert told == {*used} - {"code", "error", "warning", "note"}

@@ -268,7 +268,7 @@ def test_a_mistake_is_one_line_before_ray_starts(events: Path, tmp_path: Path, w
 
 
 def test_a_task_loads_neither_torch_nor_ray_data() -> None:
-    code = "import sys, pipelines.prepare_tasks; print(*sorted({'torch', 'ray', 'pandas'} & set(sys.modules)))"
+    code = "import sys, pipelines.prepare.tasks; print(*sorted({'torch', 'ray', 'pandas'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
 
