@@ -21,6 +21,7 @@ from model.tables.filter_arrow import kept_row_groups
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment, PartitionValue
 from model.tables.hive_paths import Partitions, partitions_of
+from model.tables.prepared import Prepared, prepared_of
 from model.tables.schema_agreement import SchemaAgreement
 
 if TYPE_CHECKING:  # loaded by the functions that use it: a quarter of what `from model import …` would take
@@ -35,12 +36,16 @@ FOOTER_THREADS = 16  # footers wait for disks and networks rather than for proce
 
 @dataclass(frozen=True)
 class Found:
-    """The row groups under a path, their bytes once decompressed, and what a filter left out unread: files and rows."""
+    """The row groups under a path, their bytes once decompressed, and what a filter left out unread: files and rows.
+
+    `prepared` is what `prepare` tells of the files, each different answer once; empty for files that others wrote.
+    """
 
     fragments: list[Fragment]
     excluded_files: int = 0
     excluded_rows: int = 0
     nbytes: int = 0
+    prepared: tuple[Prepared, ...] = ()
 
 
 def find_fragments(
@@ -82,7 +87,8 @@ def find(
     if not fragments:
         raise _nothing_left(path, where, excluded=bool(rows or excluded))
     left_out = rows - sum(fragment.rows for fragment in fragments)
-    return Found(fragments, excluded, left_out, sum(footer.nbytes for footer in footers))
+    prepared = tuple(dict.fromkeys(footer.prepared for footer in footers if footer.prepared is not None))
+    return Found(fragments, excluded, left_out, sum(footer.nbytes for footer in footers), prepared)
 
 
 def of_each_file(read: Callable[..., _Read], files: Sequence[str], *arguments: Iterable[Any]) -> list[_Read]:
@@ -110,6 +116,7 @@ class _Footer:
     partitions: dict[str, PartitionValue]
     kept: set[int] | None  # row groups that a filter may keep; None: all
     nbytes: int  # of all row groups and columns, decompressed
+    prepared: Prepared | None = None
 
     @property
     def names(self) -> list[str]:
@@ -128,7 +135,8 @@ def _footer_of(file: str, parts: Partitions, where: Filter | None) -> _Footer:
     partitions = parts.beside(schema.names)
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     nbytes = sum(group.total_byte_size for group in groups)
-    footer = _Footer(file, schema, [group.num_rows for group in groups], partitions, None, nbytes)
+    prepared = prepared_of(metadata.metadata, file)
+    footer = _Footer(file, schema, [group.num_rows for group in groups], partitions, None, nbytes, prepared)
     if where is None or any(name not in footer.names for name in where.columns):  # a missing one is told later
         return footer
     _refuse_repeated(footer, where.columns)
