@@ -21,6 +21,8 @@ from model.storage import absolute, join
 from model.tables.filters import Filter
 from model.training.config import TrainConfig
 
+ExecutorChoice = Literal["auto", "local", "ray"]
+
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted paths to leaves; lists are leaves, and sequences compare as lists."""
@@ -158,6 +160,12 @@ class RunTrainConfig(TrainConfig):
 
 class ResourcesConfig(Settings):
     """What the training may use."""
+
+    executor: ExecutorChoice = Field(
+        "auto",
+        description="local: this process alone; ray: on Ray; auto: local for one worker and little data, unless a "
+        "cluster is joined",
+    )
 
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] | WorkerRange = Field(
         1,

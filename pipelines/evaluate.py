@@ -6,7 +6,7 @@ May import: pipelines.ingest, pipelines.quarantine, pipelines.tasks, model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 from model.batches.encode import encode_rows
 from model.bundle.run_directory import resolve_bundle
 from model.errors import ConfigError, DataError
+from model.features.labels import FittedLabel
 from model.registry import import_plugins
 from model.scan.bad_rows import Reason, find_bad_rows, merged_reasons, reasons_of
 from model.scan.needed_columns import optional_columns, read_columns
@@ -22,12 +23,13 @@ from model.scoring.metrics import MetricState, merged, results
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
-from model.tables.parquet import find, first_row, is_stored, read_fragment
+from model.tables.parquet import Found, find, first_row, is_stored, read_fragment
 from pipelines.ingest.row_counts import RowCounts
 from pipelines.quarantine import Quarantine
 from pipelines.tasks.map import over_fragments
 
 BAD_ROWS, FILTERED_ROWS = "bad_rows", "filtered_rows"
+NOTHING_FOUND = Found([])  # tasks get their row groups one by one
 
 
 def evaluate(
@@ -47,6 +49,35 @@ def evaluate(
     `on_bad_rows="skip"` bad rows are left out, counted in `bad_rows` and written to the directory `quarantine`, if one
     is named; `on_report` is told why. DataError names file, row and column; CheckpointError when the bundle is damaged.
     """
+    planned = plan_evaluation(
+        bundle, data, plugins=plugins, filter=filter, on_bad_rows=on_bad_rows, quarantine=quarantine
+    )
+    return run_evaluation(planned, progress, on_report)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A checked evaluation: the bundle's path and label, the row groups, and what is done with their rows."""
+
+    bundle: str
+    label: FittedLabel
+    found: Found
+    plugins: tuple[str, ...]
+    where: Filter | None
+    skip: bool
+    quarantine: str | None
+
+
+def plan_evaluation(
+    bundle: str,
+    data: str,
+    *,
+    plugins: tuple[str, ...] = (),
+    filter: str | None = None,
+    on_bad_rows: Literal["error", "skip"] = "error",
+    quarantine: str | None = None,
+) -> Evaluation:
+    """What `evaluate` is going to do; its errors, as far as bundle and footers tell."""
     from model.bundle.bundle import load_bundle
 
     if quarantine is not None and on_bad_rows == "error":
@@ -56,22 +87,31 @@ def evaluate(
     loaded = load_bundle(path)
     where = None if filter is None else Filter(filter)
     found = find(data, read_columns(loaded.config), optional=optional_columns(loaded.config), where=where)
-    arguments = (path, plugins, where, on_bad_rows == "skip", quarantine)
+    return Evaluation(path, loaded.label, found, plugins, where, on_bad_rows == "skip", quarantine)
+
+
+def run_evaluation(
+    planned: Evaluation,
+    progress: Callable[[int, int], None] | None = None,
+    on_report: Callable[[RowCounts], None] | None = None,
+) -> dict[str, float]:
+    """Does what was planned, on the Ray that this process is connected to, else right here."""
+    found = planned.found
     parts: list[dict[str, Any]] = []
-    for part in over_fragments(FragmentEvaluator, arguments, found.fragments):
+    for part in over_fragments(FragmentEvaluator, (replace(planned, found=NOTHING_FOUND),), found.fragments):
         parts.append(part)
         if progress is not None:
             progress(len(parts), len(found.fragments))
     reasons = merged_reasons(Reason(**reason) for part in parts for reason in part["reasons"])
     filtered = found.excluded_rows + sum(part["filtered"] for part in parts)
-    metrics = results(loaded.label, merged(part["metrics"] for part in parts))
+    metrics = results(planned.label, merged(part["metrics"] for part in parts))
     bad = sum(reason.rows for reason in reasons)
     if on_report is not None:
         rows = found.excluded_rows + sum(fragment.rows for fragment in found.fragments)
         on_report(RowCounts(rows, rows - filtered - bad, filtered, bad, found.excluded_files, reasons))
-    if where is not None:
+    if planned.where is not None:
         metrics[FILTERED_ROWS] = filtered
-    if on_bad_rows == "skip":
+    if planned.skip:
         metrics[BAD_ROWS] = bad
     return metrics
 
@@ -79,24 +119,15 @@ def evaluate(
 class FragmentEvaluator:
     """Holds the model; gives the metric sums of a fragment, and what became of its rows."""
 
-    def __init__(
-        self,
-        bundle: str,
-        plugins: tuple[str, ...],
-        where: Filter | None,
-        skip: bool,
-        quarantine: str | None,
-        *,
-        device: str,
-    ) -> None:
+    def __init__(self, planned: Evaluation, *, device: str) -> None:
         from model.bundle.bundle import load_bundle
 
-        import_plugins(plugins)
-        self.bundle = load_bundle(bundle)
+        import_plugins(planned.plugins)
+        self.bundle = load_bundle(planned.bundle)
         self.network = self.bundle.network().to(device)
-        self.where = where
-        self.skip = skip
-        self.quarantine = None if quarantine is None else Quarantine(quarantine)
+        self.where = planned.where
+        self.skip = planned.skip
+        self.quarantine = None if planned.quarantine is None else Quarantine(planned.quarantine)
 
     def __call__(self, fragment: Fragment) -> dict[str, Any]:
         names = [*read_columns(self.bundle.config), *(self.where.columns if self.where is not None else ())]

@@ -47,7 +47,7 @@ from model.features.labels import FittedLabel, PredictionType, ProblemType
 from model.network.network import build_network
 from model.storage import join
 from model.tables.fragments import Fragment
-from pipelines.train.job import Job
+from pipelines.train.job import Job, plans
 from tests.fitting import column_stats
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=60)
@@ -217,14 +217,10 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The passes of predictions run in this process, item after item: what they compute does not depend on where."""
-    from pipelines.tasks import map as fragments
+    """Passes run in this process, item after item, also while it is connected to a Ray."""
+    from pipelines.tasks import map as tasks
 
-    def passes(holder: type[Any], arguments: Any, items: Sequence[Any], *, scoring: bool = True) -> Iterator[Any]:
-        held = holder(*arguments, **({"device": "cpu"} if scoring else {})) if items else None
-        yield from map(held, items) if held is not None else ()
-
-    monkeypatch.setattr(fragments, "over_items", passes)
+    monkeypatch.setattr(tasks, "ray_is_running", lambda: False)
 
 
 @pytest.fixture
@@ -304,12 +300,12 @@ def _train_in_memory(
     run = run_config(
         {"data": {"train": "memory"}, "model": bundle.config.model_dump(mode="json"), "train": settings}, where="run"
     )
-    plans = loop.plans(run, _index_of(rows), None if validation is None else _index_of(validation))
+    ours = plans(run, _index_of(rows), None if validation is None else _index_of(validation))
     trained, sums = Trained([], []), SumOverThreads(world)
 
     def work(rank: int) -> None:
         def batches(plan: Plan, start: int, stop: int) -> Iterator[SequenceBatch | None]:
-            source = rows if plan is plans[0] else validation
+            source = rows if plan is ours[0] else validation
             assert source is not None
             for step in range(start, stop):
                 mine = [piece.rows for piece in plan.pieces(rank, world, step, step + 1)]
@@ -321,8 +317,8 @@ def _train_in_memory(
                     "config": run,
                     "columns": bundle.columns,
                     "label": bundle.label,
-                    "train": plans[0],
-                    "validation": plans[1],
+                    "train": ours[0],
+                    "validation": ours[1],
                     "batches": batches,
                     "report": trained.reports.append if rank == 0 else lambda _: None,
                     "checkpoint": trained.checkpoints.append if rank == 0 else lambda _: None,

@@ -29,8 +29,8 @@ from pipelines.ingest.fit_cache import fitted_data
 from pipelines.ingest.fitted_data import FittedData
 from pipelines.ingest.scan import Progress as ScanProgress
 from pipelines.supervision.driver_channel import WorkerReports, delivering, driver_channel
+from pipelines.supervision.failures import interruptible
 from pipelines.tracking.run_status import status_kept
-from pipelines.train.failures import interruptible
 from tune.check import check_sweep
 from tune.config import TuneConfig
 from tune.points import best_run

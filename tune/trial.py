@@ -32,13 +32,13 @@ from pipelines.ingest.fitted_data import load_fitted
 from pipelines.ingest.prefetch import prefetched
 from pipelines.ingest.read_task import RowReader
 from pipelines.supervision.driver_channel import WorkerReports, driver_channel
+from pipelines.supervision.failures import fit_or_raise
 from pipelines.supervision.heartbeat import Heartbeat
 from pipelines.supervision.ray_trainer import trainer_of
 from pipelines.supervision.watchdog import watching
 from pipelines.train import loop
-from pipelines.train.failures import fit_or_raise
-from pipelines.train.job import Job, Report
-from pipelines.train.ray_worker import enter, provenance, rank_job
+from pipelines.train.job import Job, Report, job_on
+from pipelines.train.ray_worker import enter, rank_job
 from tune.config import TuneConfig, tune_config
 from tune.points import Point, trial_run
 
@@ -111,14 +111,14 @@ def train_here(config: RunConfig, tuning: TuneConfig, run: RunConfig, settings: 
     prepared = load_fitted(config.directory)
     device = torch.device("cuda" if cuda else "cpu")
     loop.run(
-        loop.job_on(
+        job_on(
             run,
             prepared,
             batches=partial(direct_batches, RowReader(prepared.columns, prepared.label), device=device),
             report=partial(report_to_tune, tuning),
             device=device,
             resume=loaded(ray.tune.get_checkpoint()),
-            provenance=provenance(run) | {"trial": settings},
+            provenance=loop.provenance(run) | {"trial": settings},
         )
     )
 
@@ -185,7 +185,7 @@ def worker_job(given: dict[str, Any], heartbeat: Heartbeat) -> Job:
         gpu=given["cuda"],
         report=partial(report_to_train, tuning, heartbeat.at_sync_point(ray.train.report)),
         resume=loaded(ray.train.get_checkpoint()),
-        provenance=provenance(run) | {"trial": given["settings"]},
+        provenance=loop.provenance(run) | {"trial": given["settings"]},
     )
 
 

@@ -22,7 +22,7 @@ from pipelines.cluster.capacity import SPARE_CPUS, available_gpus
 from pipelines.cluster.machine import cpu_count
 from pipelines.config import RunConfig
 from pipelines.supervision.driver_channel import WorkerReports
-from pipelines.train import loop
+from pipelines.train.job import plans
 from pipelines.train.run import gpus_for
 from pipelines.train.steps import epoch_steps
 from tune.config import DEFAULT_TRIALS, TuneConfig
@@ -147,7 +147,7 @@ def grace_of(config: RunConfig, tuning: TuneConfig, index: DataIndex, *, in_step
     if tuning.asha.grace_steps is not None:
         return tuning.asha.grace_steps
     run, reports = trial_run(config, tuning, {}), tuning.asha.grace_reports
-    plan, every = loop.plans(run, index, None)[0], run.train.evaluate_every_steps
+    plan, every = plans(run, index, None)[0], run.train.evaluate_every_steps
     if every is not None:
         return reports * every / (1 if in_steps else epoch_steps(plan, run.train))
     return sum(epoch_steps(plan, run.train, epoch) for epoch in range(reports)) if in_steps else reports
@@ -159,7 +159,7 @@ def most_steps(config: RunConfig, tuning: TuneConfig, index: DataIndex) -> int:
     longest, epochs = int(index.lengths.max(initial=1)), train.epochs or 1
     if _CUTS & tuning.space.keys():
         return epochs * index.rows * longest
-    plan = loop.plans(trial_run(config, tuning, {}), index, None)[0]
+    plan = plans(trial_run(config, tuning, {}), index, None)[0]
     return train.total_steps(plan.first_step) * segment_count(longest, train.unroll_steps)
 
 

@@ -31,12 +31,14 @@ if TYPE_CHECKING:  # loaded by the functions that use it: a quarter of what `fro
 _EXTENSION_FAULTS = (ValueError, TypeError, KeyError, IndexError, AttributeError)
 _Read = TypeVar("_Read")
 
+VALUE_BYTES = 4  # at least, once decoded
+MOST_SIZED_COLUMNS = 10_000  # chunks of columns a file: of more, to ask each takes longer than it is worth
 FOOTER_THREADS = 16  # footers wait for disks and networks rather than for processors
 
 
 @dataclass(frozen=True)
 class Found:
-    """The row groups under a path, their bytes once decompressed, and what a filter left out unread: files and rows.
+    """The row groups under a path, about their bytes in memory, and what a filter left out unread: files and rows.
 
     `prepared` is what `prepare` tells of the files, each different answer once; empty for files that others wrote.
     """
@@ -115,7 +117,7 @@ class _Footer:
     rows: list[int]  # of each row group
     partitions: dict[str, PartitionValue]
     kept: set[int] | None  # row groups that a filter may keep; None: all
-    nbytes: int  # of all row groups and columns, decompressed
+    nbytes: int  # of all row groups and columns, in memory, about
     prepared: Prepared | None = None
 
     @property
@@ -134,7 +136,9 @@ def _footer_of(file: str, parts: Partitions, where: Filter | None) -> _Footer:
     schema = metadata.schema.to_arrow_schema()
     partitions = parts.beside(schema.names)
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    nbytes = sum(group.total_byte_size for group in groups)
+    nbytes = sum(
+        map(_decoded_bytes if len(groups) * metadata.num_columns <= MOST_SIZED_COLUMNS else _stored_bytes, groups)
+    )
     prepared = prepared_of(metadata.metadata, file)
     footer = _Footer(file, schema, [group.num_rows for group in groups], partitions, None, nbytes, prepared)
     if where is None or any(name not in footer.names for name in where.columns):  # a missing one is told later
@@ -148,6 +152,17 @@ def _footer_of(file: str, parts: Partitions, where: Filter | None) -> _Footer:
         return replace(footer, kept=kept_row_groups(where, filesystem, inner, types, partitions))
     except DataError as error:
         raise error.located(file=file) from error.__cause__
+
+
+def _stored_bytes(group: Any) -> int:
+    """A row group's bytes once decompressed: of repeated values, a dictionary and codes of a few bits."""
+    return int(group.total_byte_size)
+
+
+def _decoded_bytes(group: Any) -> int:
+    """The same, with no less than VALUE_BYTES for each value."""
+    columns = (group.column(number) for number in range(group.num_columns))
+    return sum(max(column.total_uncompressed_size, VALUE_BYTES * column.num_values) for column in columns)
 
 
 def _check_columns(

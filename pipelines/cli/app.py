@@ -25,6 +25,7 @@ from pipelines.cli.options import (
     Plugins,
     Resume,
     ResumeIfExists,
+    executor_for,
     local_cpus,
     ray_for,
 )
@@ -87,16 +88,18 @@ def train(
 ) -> None:
     """Train a model: Parquet in, a bundle out."""
     from model.bundle.run_directory import has_begun
-    from model.storage import find_files
     from pipelines.cluster.worker_count import room_for
     from pipelines.config import load_run
-    from pipelines.train.run import check_run
+    from pipelines.ingest.scan import find_data
+    from pipelines.train.check import check_run
 
     run = load_run(config, overrides or [])
     resume = resume or (resume_if_exists and has_begun(run.directory))
     check_run(run, resume=resume)  # before Ray starts: a mistake is told at once
-    find_files(run.data.train)
-    with ray_for(context, room_for(run.resources), run.resources.address):
+    nbytes, resources = sum(found.nbytes for found in find_data(run)), run.resources
+    with executor_for(
+        context, resources.executor, nbytes, room_for(resources), resources.address, workers=resources.workers
+    ):
         result = _train(context.obj, run, resume=resume)
     context.obj.table(f"best bundle: {result.bundle}", result.metrics | {"fingerprint": result.fingerprint})
     if result.report is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.cli.options import ConfigFile, Overrides, ray_for
+from pipelines.cli.options import ConfigFile, Overrides, executor_for, local_cpus
 from pipelines.console import Console
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ def fit_columns(
 
     They lie in the run's data/ and are used as long as neither the data nor the columns change. Fitted again only then.
     """
-    from pipelines.cluster.worker_count import room_for
     from pipelines.config import load_run
     from pipelines.ingest.fit_cache import check_fit, is_current
+    from pipelines.ingest.scan import find_data
 
     run = load_run(config, overrides or [])
     check_fit(run)  # before Ray starts: a mistake is told at once
@@ -37,7 +37,8 @@ def fit_columns(
         context.obj.note(f"{run.directory}/data goes with the data and the settings: nothing is scanned")
         prepared = _fitted(context.obj, run)
     else:
-        with ray_for(context, room_for(run.resources), run.resources.address):
+        nbytes, resources = sum(found.nbytes for found in find_data(run)), run.resources
+        with executor_for(context, resources.executor, nbytes, local_cpus(), resources.address):
             prepared = _fitted(context.obj, run)
     _show(context.obj, run, prepared)
     if output is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import Address, DataPath, local_cpus, ray_for
+from pipelines.cli.options import Address, DataPath, Executor, executor_for, local_cpus
 
 GENERATED = '<meta name="generator" content="dynamic-rnn inspect">'
 
@@ -39,11 +39,13 @@ def inspect(
     no_values: Annotated[bool, typer.Option("--no-values", help="show no value of the data, only counts")] = False,
     examples: Annotated[bool, typer.Option("--examples", help="show the first rows in the page")] = False,
     check: Annotated[bool, typer.Option("--check", help="exit with code 1 where training would refuse rows")] = False,
+    executor: Executor = "auto",
     address: Address = None,
 ) -> None:
     """Report on data before training: lengths, columns, label, suspicious things, and a run to start from."""
-    from model.storage import find_files
     from pipelines.config import load_run
+    from pipelines.inspect.report import report
+    from pipelines.inspect.run import find_data, inspect_data
 
     if no_values and examples:
         raise _mistake("--examples shows rows and --no-values shows no value: leave one of them out")
@@ -52,15 +54,20 @@ def inspect(
     run = None if config is None else load_run(config)
     page = None if no_html else html
     check_targets(page, json_path, write, force=force)
-    find_files(data)  # before Ray starts: a mistake is told at once
-    with ray_for(context, local_cpus(), address):
-        from pipelines.inspect.report import report
-        from pipelines.inspect.run import inspect_data
-
-        with context.obj.counting("inspecting row groups") as progress:
-            inspection = inspect_data(
-                data, config=run, label=label, key=key, values=not no_values, sample=examples, progress=progress
-            )
+    found = find_data(data, run)  # before Ray starts: a mistake is told at once
+    given: dict[str, Any] = {
+        "config": run,
+        "label": label,
+        "key": key,
+        "values": not no_values,
+        "sample": examples,
+        "found": found,
+    }
+    with (
+        executor_for(context, executor, found.nbytes, local_cpus(), address),
+        context.obj.counting("inspecting row groups") as progress,
+    ):
+        inspection = inspect_data(data, progress=progress, **given)
     told = report(inspection)
     show_and_write(context.obj, told, page, json_path, write)
     if check and told["counts"]["error"]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,13 +24,47 @@ Plugins = Annotated[
 ]
 Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; default: one on this machine")]
 
+Executor = Annotated[
+    Literal["auto", "local", "ray"],
+    typer.Option("--executor", help="compute in this process or on Ray; auto: on Ray where there is much to read"),
+]
+
+
+@contextmanager
+def executor_for(
+    context: typer.Context,
+    choice: Literal["auto", "local", "ray"],
+    nbytes: int,
+    cpus: int,
+    address: str | None,
+    *,
+    workers: object = 1,
+) -> Iterator[None]:
+    """This process alone or a Ray (`ray_for`), by choice and by what there is to read; says which, and why."""
+    from pipelines.cluster.executor import choose_executor
+
+    chosen = choose_executor(choice, nbytes, address=address, workers=workers)
+    context.obj.note(chosen.line)
+    if chosen.ray:
+        with _session(context, cpus, address):
+            yield
+    else:
+        from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
+
+        keep_freed_memory(OF_COMPUTING)
+        yield
+
 
 def ray_for(context: typer.Context, cpus: int, address: str | None) -> Any:
     """A session on the cluster at `address`, or on a private Ray, with `cpus` for workers; says that it starts."""
+    context.obj.note("starting Ray …" if address is None else f"joining Ray at {address} …")
+    return _session(context, cpus, address)
+
+
+def _session(context: typer.Context, cpus: int, address: str | None) -> Any:
     from pipelines.cluster.capacity import logical_cpus_for
     from pipelines.cluster.session import ray_session
 
-    context.obj.note("starting Ray …" if address is None else f"joining Ray at {address} …")
     return ray_session(logical_cpus=logical_cpus_for(cpus), address=address, quiet=not context.meta["debug"])
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipelines.cli.options import Address, local_cpus, ray_for
+from pipelines.cli.options import Address, Executor, executor_for, local_cpus
 from pipelines.console import Console
 
 PHASES = {"partition": "sorting events", "detect": "looking for context columns", "build": "writing sequences"}
@@ -68,10 +68,12 @@ def prepare(
         int, typer.Option("--task-mebibytes", metavar="N", min=1, help="events that a task sorts in memory, in MiB")
     ] = 64,
     workers: Annotated[int | None, typer.Option("--workers", metavar="N", min=1, help="tasks at once at most")] = None,
+    executor: Executor = "auto",
     address: Address = None,
 ) -> None:
     """Turn an event table into sequences: group by key, order by time, cut. When stopped, it goes on where it was."""
     from model.settings import build
+    from pipelines.prepare.plan import plan_of
     from pipelines.prepare.run import finished
     from pipelines.prepare.settings import PrepareSettings
 
@@ -93,27 +95,27 @@ def prepare(
         "task_mebibytes": task_mebibytes,
     }
     settings = build(PrepareSettings, given, where="prepare")
-    result = finished(events, output, settings)  # before Ray starts: a mistake is told at once
+    plan = plan_of(events, settings)
+    result = finished(events, output, settings, plan)  # before Ray starts: a mistake is told at once
     if result is None:
-        result = prepare_events(context, events, output, settings, workers=workers, address=address)
+        # A private Ray has CPUs to spare that the machine has not; a cluster's are what it has.
+        tasks = workers or (local_cpus() if address is None else None)
+        with executor_for(context, executor, plan.nbytes, tasks or local_cpus(), address):
+            result = prepare_events(context.obj, events, output, settings, plan, tasks)
     else:
         context.obj.note(f"{output} holds these sequences already")
     show_summary(context.obj, result)
 
 
-def prepare_events(
-    context: typer.Context, events: str, output: str, settings: Any, *, workers: int | None, address: str | None
-) -> Any:
-    """Prepares on a Ray of our own or the one at `address`."""
+def prepare_events(console: Console, events: str, output: str, settings: Any, plan: Any, workers: int | None) -> Any:
+    """Prepares as planned, with a bar for each phase."""
     from pipelines.prepare.run import prepare as prepare_sequences
 
-    # A private Ray has CPUs to spare that the machine has not; a cluster's are what it has.
-    tasks = workers or (local_cpus() if address is None else None)
-    with ray_for(context, tasks or local_cpus(), address), phases(context.obj) as progress:
+    with phases(console) as progress:
         try:
-            return prepare_sequences(events, output, settings, workers=tasks, progress=progress)
+            return prepare_sequences(events, output, settings, workers=workers, progress=progress, plan=plan)
         except KeyboardInterrupt:
-            context.obj.note(f"stopped: nothing is in {output} yet; the same command goes on where this one was")
+            console.note(f"stopped: nothing is in {output} yet; the same command goes on where this one was")
             raise
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import Address, BundlePath, DataPath, Plugins, local_cpus, ray_for
+from pipelines.cli.options import Address, BundlePath, DataPath, Executor, Plugins, executor_for, local_cpus
 from pipelines.console import Console
 
 TOLD_BAD_ROWS = 20  # shown one by one; the rest is in the quarantine
@@ -34,31 +34,32 @@ def evaluate(
         str | None, typer.Option("--filter", metavar="EXPRESSION", help="rows to keep, such as \"country == 'DE'\"")
     ] = None,
     plugin: Plugins = None,
+    executor: Executor = "auto",
     address: Address = None,
 ) -> None:
     """Metrics of a bundle over every row, each counted once."""
-    check_inputs(bundle, data)
-    choices = {"plugins": tuple(plugin or ()), "on_bad_rows": on_bad_rows.value, "filter": only}
-    with ray_for(context, local_cpus(), address):
-        evaluate_data(context.obj, bundle, data, quarantine=quarantine, **choices)
+    from pipelines.evaluate import plan_evaluation
 
-
-def check_inputs(bundle: str, data: str) -> None:
-    """Tells a wrong path at once, before Ray starts."""
-    from model.bundle.run_directory import resolve_bundle
-    from model.storage import find_files
-
-    resolve_bundle(bundle)
-    find_files(data)
+    choices: dict[str, Any] = {"plugins": tuple(plugin or ()), "on_bad_rows": on_bad_rows.value, "filter": only}
+    evaluation = plan_evaluation(bundle, data, quarantine=quarantine, **choices)  # mistakes are told before Ray starts
+    with executor_for(context, executor, evaluation.found.nbytes, local_cpus(), address):
+        show_evaluation(context.obj, evaluation, f"{bundle} on {data}")
 
 
 def evaluate_data(console: Console, bundle: str, data: str, **choices: Any) -> dict[str, float]:
     """Evaluates and shows the metrics."""
-    from pipelines.evaluate import evaluate as evaluate_rows
+    from pipelines.evaluate import plan_evaluation
+
+    return show_evaluation(console, plan_evaluation(bundle, data, **choices), f"{bundle} on {data}")
+
+
+def show_evaluation(console: Console, evaluation: Any, title: str) -> dict[str, float]:
+    """Runs a planned evaluation and shows the metrics."""
+    from pipelines.evaluate import run_evaluation
 
     with console.counting("evaluating row groups") as progress:
-        metrics = evaluate_rows(bundle, data, progress=progress, **choices)
-    console.table(f"{bundle} on {data}", metrics)
+        metrics = run_evaluation(evaluation, progress)
+    console.table(title, metrics)
     return metrics
 
 
@@ -92,6 +93,7 @@ def predict(
         BadRows, typer.Option("--on-bad-rows", help="stop at the first, or set them aside in OUTPUT/_quarantine")
     ] = BadRows.ERROR,
     plugin: Plugins = None,
+    executor: Executor = "auto",
     address: Address = None,
 ) -> None:
     """Predictions and final states of every row, Parquet to Parquet. A stopped prediction goes on where it was.
@@ -116,7 +118,7 @@ def predict(
         "on_bad_rows": on_bad_rows.value,
     }
     prediction = planned(bundle, data, output, **choices)
-    with ray_for(context, local_cpus(), address):
+    with executor_for(context, executor, prediction.nbytes, local_cpus(), address):
         show_prediction(context.obj, prediction)
 
 

@@ -49,7 +49,7 @@ def preflight_workers(
 
 def available_gpus() -> int:
     """GPUs that workers could be given: a cluster's, else those torch can use here. Creates no CUDA context."""
-    if _ray_is_running():
+    if ray_is_running():
         import ray
 
         most = _autoscaled_resources()
@@ -65,13 +65,16 @@ def available_gpus() -> int:
 
 def node_memories() -> list[int]:
     """Bytes of memory of each node that has CPUs: this machine's own, else what Ray counts there."""
+    if not ray_is_running():
+        return [memory_bytes()]
     nodes = [node for node in _nodes() if node.get("CPU", 0.0)]
     if len(nodes) <= 1:
         return [memory_bytes()]
     return [int(node.get("memory", 0) + node.get("object_store_memory", 0)) for node in nodes]
 
 
-def _ray_is_running() -> bool:
+def ray_is_running() -> bool:
+    """Whether this process is connected to a Ray."""
     # Not imported means not running; to ask Ray would import it before its environment is set.
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())

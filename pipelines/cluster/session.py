@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError, ResourceError
-from pipelines.cluster.capacity import _ray_is_running, _require, preflight
+from pipelines.cluster.capacity import _require, preflight, ray_is_running
 from pipelines.cluster.machine import listens
 from pipelines.cluster.private_ray import EVERY_RAY, private_ray, set_defaults
 
@@ -41,7 +41,7 @@ def ray_session(
     """
     refuse_unsafe_environment()
     cluster = address or _address_from_environment()
-    if _ray_is_running():
+    if ray_is_running():
         preflight(logical_cpus, gpus or 0)
         yield _session(started=False)
     elif cluster is not None:

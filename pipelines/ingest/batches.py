@@ -1,4 +1,4 @@
-"""One rank's batches in the plan's order, through deterministic Ray Data pipelines.
+"""One rank's batches in the plan's order, through deterministic Ray Data pipelines or, without a Ray, a thread.
 
 The plan says which rows form each batch; a task reads the row groups of one window and encodes the rank's rows in
 the order they are computed; order is preserved, so the rank only has to cut the stream. Nothing is split
@@ -17,7 +17,6 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 import torch
 
 from model.batches.arrow_transport import from_arrow
@@ -27,6 +26,7 @@ from model.batches.encoded_rows import EncodedRows, concat
 from model.batches.plan import DataIndex, Plan
 from model.batches.reorder import take_across
 from model.errors import from_plain
+from pipelines.cluster.capacity import ray_is_running
 from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
 from pipelines.cluster.session import configure_ray_data
 from pipelines.ingest.prefetch import prefetched
@@ -63,12 +63,12 @@ def batches(
 
 
 def reading(index: DataIndex, reader: RowReader, plugins: tuple[str, ...]) -> Read:
-    """How requests for rows of an index are read: by Ray Data's tasks, small data in this process.
+    """How requests for rows of an index are read: by Ray Data's tasks; small data, and all without a Ray, right here.
 
     Small is what all rows of the row groups are, not only those of this split: they are decoded, too.
     """
     whole = encoded_bytes(replace(index, selected=None), reader.columns)
-    if whole <= SMALL_BYTES and len(index.fragments) <= FEW_FRAGMENTS:
+    if not ray_is_running() or (whole <= SMALL_BYTES and len(index.fragments) <= FEW_FRAGMENTS):
         return partial(map, reader.read)
     task_rows = TASK_BYTES * index.rows // max(encoded_bytes(index, reader.columns), 1)
     return partial(read_encoded, reader=reader, plugins=plugins, task_rows=task_rows)
@@ -136,6 +136,8 @@ def read_encoded(
     requests: Iterable[Request], reader: RowReader, plugins: tuple[str, ...], task_rows: int
 ) -> Iterator[EncodedRows]:
     """Encoded rows of all requests, in order, computed ahead by Ray Data's tasks, each of about `task_rows` rows."""
+    import ray.data
+
     configure_ray_data()
     task = ReadTask(reader, plugins)
     tasks = map(Request.joined, _groups(requests, task_rows))

@@ -1,6 +1,6 @@
 """Parquet to what training needs: fragments checked, columns fitted, rows indexed and split. One distributed pass.
 
-Each task of a Ray Data pipeline scans one row group; the parts merge in (file, row group) order, so any number of
+Each task scans one row group; the parts merge in (file, row group) order, so any number of
 workers gives the same bits. The result is stored in the run's directory once, and read by workers and on resume.
 """
 
@@ -22,8 +22,9 @@ from model.scan.split import SplitBy
 from model.scan.split_comparison import Comparison
 from model.storage import join, remove_tree, search_root
 from model.tables.fragments import Fragment
-from model.tables.parquet import find
+from model.tables.parquet import Found, find
 from model.tables.schema_agreement import SchemaAgreement
+from pipelines.cluster.capacity import ray_is_running
 from pipelines.config import RunConfig
 from pipelines.ingest.fitted_data import FittedData
 from pipelines.ingest.read_task import FEW_FRAGMENTS
@@ -37,25 +38,38 @@ Progress = Callable[[int, int], None]
 _log = logging.getLogger("dynamic_rnn")
 
 
-def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
-    """Scans the data of a run. DataError names file, row and column of what is wrong."""
+def find_data(config: RunConfig, agreement: SchemaAgreement | None = None) -> list[Found]:
+    """The row groups to train on and, where they have a path of their own, those to validate on; reads footers alone.
+
+    DataError for files or columns that are not there, or that contradict each other.
+    """
     names = read_columns(config.model)
-    splits = config.data.validation is None and config.data.validation_fraction > 0
-    if splits and config.data.key:
+    if splits_rows(config) and config.data.key:
         names.append(config.data.key)
     optional, where = optional_columns(config.model), config.data.where
     paths = [path for path in (config.data.train, config.data.validation) if path is not None]
+    agreement = agreement or SchemaAgreement()
+    return [find(path, names, optional=optional, where=where, agreement=agreement) for path in paths]
+
+
+def splits_rows(config: RunConfig) -> bool:
+    """Whether the rows that validate are split off those of the training path."""
+    return config.data.validation is None and config.data.validation_fraction > 0
+
+
+def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
+    """Scans the data of a run. DataError names file, row and column of what is wrong."""
     agreement = SchemaAgreement()
-    found = [find(path, names, optional=optional, where=where, agreement=agreement) for path in paths]
+    found = find_data(config, agreement)
     model = with_file_keys(config.model, agreement.types)
     fragments, other = found[0].fragments, found[1].fragments if len(found) > 1 else []
-    split = _split_by(config, fragments) if splits else None
+    split = _split_by(config, fragments) if splits_rows(config) else None
     remove_tree(join(config.directory, QUARANTINE))  # what an earlier scan has left
     order = OrderedMerge()
     compared = Comparison(model, order, len(fragments), config.data.validation)
     task = scan_task(fragments + other, config, model, split)
     nbytes, count = sum(each.nbytes for each in found), len(task.fragments)
-    here = nbytes <= SMALL_BYTES and count <= FEW_FRAGMENTS
+    here = not ray_is_running() or (nbytes <= SMALL_BYTES and count <= FEW_FRAGMENTS)
     scans = collected(scanned_here(task) if here else scanned(task, nbytes), count, order, compared, progress)
     rows = _report_bad_rows(config, RowCounts.of(found, scans))
     columns, label = fit_merged(config.model, order.total)

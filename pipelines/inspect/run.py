@@ -51,14 +51,15 @@ def inspect_data(
     values: bool = True,
     sample: bool = False,
     progress: Progress | None = None,
+    found: Found | None = None,
 ) -> Inspection:
-    """Inspects all rows under `data`; with `config` as its run would read them.
+    """Inspects all rows under `data`; with `config` as its run would read them. `found` is what `find_data` gave.
 
     `values` lets the report name values of the data, `sample` adds its first rows. A row group that cannot be decoded
     is a finding. DataError when none can be decoded, or a file or a column that the run needs is not there;
     ConfigError for a label or key that is no column.
     """
-    found = _find(data, config)
+    found = found or find_data(data, config)
     fragments = found.fragments
     look, told_label, told_key = _look(fragments, config, label, key)
     look = replace(look, sample=sample)
@@ -88,7 +89,8 @@ def inspect_data(
     )
 
 
-def _find(data: str, config: RunConfig | None) -> Found:
+def find_data(data: str, config: RunConfig | None) -> Found:
+    """The row groups under `data`, with the columns of the run where there is one; footers alone are read."""
     if config is None:
         return find(data, ())
     names, optional = read_columns(config.model), optional_columns(config.model)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipelines.tasks.map import over_items
+
 Progress = Callable[[int, int], None]
 
 
@@ -20,8 +22,6 @@ class CountedPasses:
         self, holder: type[Any], arguments: tuple[Any, ...], items: Sequence[Any], *, scoring: bool = True
     ) -> list[Any]:
         """The results of `pipelines.tasks.map.over_items`."""
-        from pipelines.tasks.map import over_items  # imports Ray, whose environment must be set before
-
         results = []
         for result in over_items(holder, arguments, items, scoring=scoring):
             results.append(result)

@@ -17,14 +17,13 @@ from model.errors import DataError
 from model.registry import import_plugins
 from model.scan.needed_columns import optional_columns
 from model.storage import absolute, join
-from model.tables import slices
 from model.tables.arrow_lists import is_list
 from model.tables.parquet import find_fragments
 from model.tables.slices import Footer, SlicedRowGroup, read_footers, schemas_of, slice_row_groups
 from pipelines.predict.bad_rows import QUARANTINE, BadRowPolicy
 from pipelines.predict.entity_keys import key_types
 from pipelines.predict.output_claim import Claim, check_output, digest_of
-from pipelines.predict.prediction import ORDER, Chain, Choices, Prediction
+from pipelines.predict.prediction import ORDER, Chain, Choices, Prediction, bytes_of
 from pipelines.predict.state_files import STATES, States, check_state_columns, find_states, refuse_states_in_data
 
 if TYPE_CHECKING:
@@ -155,11 +154,6 @@ def is_ordered(schemas: Mapping[str, pa.Schema]) -> bool:
                 f"must hold whole numbers, but its type is {schema.field(ORDER).type}", file=file, column=ORDER
             )
     return bool(having)
-
-
-def bytes_of(blocks: Sequence[SlicedRowGroup]) -> float:
-    """Decoded values and results of blocks, as far as their slices tell: at most this."""
-    return sum(block.fragment.rows * slices.SLICE_BYTES / block.slice_rows for block in blocks)
 
 
 def partition_count(blocks: Sequence[SlicedRowGroup]) -> int:

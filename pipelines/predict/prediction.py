@@ -15,6 +15,7 @@ from model.errors import ConfigError
 from model.features.fitted_columns import FittedColumns
 from model.state import StateSpec
 from model.storage import join
+from model.tables import slices
 from model.tables.slices import SlicedRowGroup
 from pipelines.predict.bad_rows import BadRowPolicy, OnBadRows
 from pipelines.predict.entity_keys import KeyTypes
@@ -112,6 +113,12 @@ class Prediction:
         return sum(block.fragment.rows for block in self.blocks)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that are decoded and computed, initial states included: at most this, as far as slices tell."""
+        blocks = [*self.blocks, *(() if self.chain is None else self.chain.state_blocks)]
+        return int(bytes_of(blocks))
+
+    @property
     def metadata(self) -> dict[str, str]:
         """What output files say about the states that they hold."""
         return {FINGERPRINT: self.fingerprint}
@@ -120,6 +127,11 @@ class Prediction:
     def work(self) -> str:
         """Where rows and results lie on their way."""
         return join(self.output, WORK)
+
+
+def bytes_of(blocks: Sequence[SlicedRowGroup]) -> float:
+    """Decoded values and results of blocks, as far as their slices tell: at most this."""
+    return sum(block.fragment.rows * slices.SLICE_BYTES / block.slice_rows for block in blocks)
 
 
 def block_of(blocks: Sequence[SlicedRowGroup], number: int) -> SlicedRowGroup:

@@ -78,7 +78,7 @@ def predict(
 
 
 def run_prediction(prediction: Prediction, progress: Progress | None = None) -> PredictResult:
-    """Does what was planned, on the Ray that this process uses."""
+    """Does what was planned, on the Ray that this process is connected to, else right here."""
     directories = {prediction.output, prediction.output if prediction.chain is None else prediction.chain.states}
     for directory in sorted(directories):
         claim_output(directory, prediction.claim)

@@ -27,6 +27,7 @@ class PreparePlan:
     layout: Layout
     shares: tuple[Share, ...]
     buckets: int
+    nbytes: int  # of the columns that are read, in memory
 
 
 def plan_of(events: PathLike, settings: PrepareSettings) -> PreparePlan:
@@ -40,8 +41,9 @@ def plan_of(events: PathLike, settings: PrepareSettings) -> PreparePlan:
     if not groups:
         raise DataError("must hold at least one event, but all its files are empty", file=str(events))
     # Half of what a task may hold on average, so that few buckets are larger than that.
-    buckets = -(-2 * sum(size for _, _, size in groups) // most_bytes)
-    return PreparePlan(tuple(footers), layout, _shares(groups, most_bytes), buckets)
+    nbytes = sum(size for _, _, size in groups)
+    buckets = -(-2 * nbytes // most_bytes)
+    return PreparePlan(tuple(footers), layout, _shares(groups, most_bytes), buckets, nbytes)
 
 
 def _row_groups(footers: dict[str, Any], names: set[str]) -> Iterator[tuple[Fragment, int, int]]:

@@ -2,7 +2,7 @@
 
     prepare("events/", "sequences/", PrepareSettings(key="user_id", time="ts", max_length=200))
 
-Two passes of Ray Data's tasks over storage, as in every external sort. The first turns row groups into sorted runs,
+Two passes of tasks over storage, as in every external sort. The first turns row groups into sorted runs,
 each ordered by the hash of the key; the second merges a share of the hash range (a bucket) of all runs and cuts it
 into sequences. Between them lie the runs, in a work directory within the output, which all nodes must reach. A task
 holds `task_mebibytes` of events whatever the size of the input, of a row group or of a key: a long key's runs are
@@ -18,7 +18,7 @@ when they are stopped.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from pipelines.prepare.settings import SPLITS, PrepareSettings
 from pipelines.prepare.sorted_runs import RunFile
 from pipelines.prepare.tasks import Build, Detect, Partition, Recorded
 from pipelines.prepare.workspace import Workplace, kept_results
+from pipelines.tasks.map import over_numbers
 from pipelines.tasks.task import NumberedTask
 
 Progress = Callable[[str, int, int], None]
@@ -69,14 +70,16 @@ def prepare(
     *,
     workers: int | None = None,
     progress: Progress | None = None,
+    plan: PreparePlan | None = None,
 ) -> PrepareResult:
     """Writes the events under `events` (Parquet file, directory, glob or URI) as sequences into the directory `output`.
 
-    `workers` bounds the tasks that run at once; `progress` gets (phase, tasks done, tasks). The output is the same for
-    any number of them. A call that was stopped goes on; one that was finished returns its result. DataError and
-    ConfigError tell what is wrong with events or settings, and leave nothing behind.
+    `workers` bounds the tasks that run at once; `progress` gets (phase, tasks done, tasks); a `plan` saves reading the
+    footers again. The output is the same for any number of workers, and without Ray. A call that was stopped goes on;
+    one that was finished returns its result. DataError and ConfigError tell what is wrong with events or settings, and
+    leave nothing behind.
     """
-    plan = plan_of(events, settings)
+    plan = plan or plan_of(events, settings)
     place = Workplace(events, output, settings, plan.files)
     found = place.claim()
     if found is not None:
@@ -88,12 +91,14 @@ def prepare(
         raise
 
 
-def finished(events: PathLike, output: PathLike, settings: PrepareSettings) -> PrepareResult | None:
+def finished(
+    events: PathLike, output: PathLike, settings: PrepareSettings, plan: PreparePlan | None = None
+) -> PrepareResult | None:
     """The result where this preparation is done already, None where it may begin or go on; else its mistakes, raised.
 
     Changes nothing and needs no Ray.
     """
-    found = Workplace(events, output, settings, plan_of(events, settings).files).check()
+    found = Workplace(events, output, settings, (plan or plan_of(events, settings)).files).check()
     return None if found is None else PrepareResult.from_plain(found)
 
 
@@ -152,23 +157,12 @@ def _all(
     """The results of tasks 0 … count − 1 of a phase, in order: those that are kept, and the others computed."""
     results = kept_results(place.records(phase), count)
     todo = [number for number in range(count) if number not in results]
+    recorded = NumberedTask(Recorded(task, place.records(phase)))
     progress(phase, count - len(todo), count)
-    for done, (number, result) in enumerate(_computed(Recorded(task, place.records(phase)), todo, workers), 1):
+    for done, (number, result) in enumerate(over_numbers(recorded, todo, workers=workers), 1):
         results[number] = result
         progress(phase, count - len(todo) + done, count)
     return [results[number] for number in range(count)]
-
-
-def _computed(task: Recorded, todo: Sequence[int], workers: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    if not todo:
-        return
-    import ray.data
-
-    from pipelines.tasks.map import over_numbers
-
-    # Ray warns of a bound that is larger than the number of tasks.
-    pool = None if workers is None else ray.data.TaskPoolStrategy(size=min(workers, len(todo)))
-    yield from over_numbers(NumberedTask(task), todo, compute=pool)
 
 
 # The result -------------------------------------------------------------------------------------------------------

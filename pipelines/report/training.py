@@ -6,6 +6,7 @@ Discloses names of columns and classes, counts and settings; no row. Rows are lo
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import sys
 from collections.abc import Iterator
@@ -202,13 +203,12 @@ def split_summary(name: str, index: DataIndex) -> dict[str, Any]:
 def environment() -> dict[str, str]:
     """Versions of what computed."""
     import pyarrow
-    import ray
     import torch
 
     return {
         "Python": sys.version.split()[0],
         "torch": torch.__version__,
-        "Ray": ray.__version__,
+        "Ray": importlib.metadata.version("ray"),
         "pyarrow": pyarrow.__version__,
         "NumPy": np.__version__,
         "machine": f"{platform.system()} {platform.machine()}",

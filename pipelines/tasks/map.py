@@ -1,23 +1,23 @@
-"""Distributed passes over row groups and the like, by processes that hold what they need: a model, for instance.
+"""Passes over row groups and the like: by Ray Data's tasks where this process is connected to a Ray, else right here.
 
-Each item goes to one of them; results come back in order. With a model on GPUs they are actors, one a GPU. On CPUs
-they are tasks whose process keeps what it has loaded: as fast, retried wherever a process or a node dies, and without
-the warning that Ray prints for every pool of actors.
+Results come in the items' order and are the same bits by either way: the task functions are the same, what they return
+travels as the same plain data, and torch computes with one thread. Who connects decides where a pass runs
+(`pipelines.cluster.executor`). Each item goes to a process that holds what it needs: a model, for instance. With a
+model on GPUs these are actors, one a GPU. On CPUs they are tasks whose process keeps what it has loaded: as fast,
+retried wherever a process or a node dies, and without the warning that Ray prints for every pool of actors.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-import ray
-import ray.data
-
 from model.tables.fragments import Fragment
-from pipelines.cluster.capacity import available_gpus
-from pipelines.cluster.session import configure_ray_data
-from pipelines.tasks.task import CachedTask, GpuTask, NumberedTask, from_message
+from pipelines.cluster.capacity import available_gpus, ray_is_running
+from pipelines.tasks.task import CachedTask, GpuTask, NumberedTask, ScoringTask, forget_cached, from_message, to_message
 
 TASK_BYTES = 48 * 2**20  # decompressed; a task costs Ray about 20 ms, whatever it does, as much as reading 4 MiB
 TASKS_A_CPU = 4  # at least: the last ones to end keep the others waiting
@@ -34,39 +34,86 @@ def over_items(
     """`holder_class(*arguments, device=…)(item)` for each item, in order, by as many processes as have room.
 
     Without `scoring` there is no device: the work is that of a CPU. Results are plain data. A mistake of the user's is
-    raised here; other exceptions come as Ray tells them.
+    raised here; other exceptions come as they are, or as Ray tells them.
     """
     if not items:
         return
-    task = CachedTask(holder_class, arguments, tuple(items), uuid.uuid4().hex, "cpu" if scoring else None)
     gpus = available_gpus() if scoring else 0
-    if gpus:
-        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(gpus, len(items)))
-        on_gpus: dict[str, Any] = {"fn_constructor_args": (task,), "compute": pool, "num_gpus": 1}
-        done = over_numbers(GpuTask, range(len(items)), **on_gpus)
-    else:
-        done = over_numbers(NumberedTask(task), range(len(items)))
-    for _, result in done:
-        yield result
+    device = None if not scoring else "cuda" if gpus else "cpu"
+    task = CachedTask(holder_class, arguments, tuple(items), uuid.uuid4().hex, device)
+    if gpus and ray_is_running():
+        yield from (result for _, result in _over_gpus(task, min(gpus, len(items))))
+        return
+    with one_thread(scoring=scoring):
+        numbered = ScoringTask(task) if scoring else NumberedTask(task)
+        yield from (result for _, result in over_numbers(numbered, range(len(items))))
 
 
-def over_numbers(task: Any, numbers: Sequence[int], *, each: int = 1, **how: Any) -> Iterator[tuple[int, Any]]:
-    """(number, result) of each number, in order, computed in tasks of `each` numbers.
+def over_numbers(
+    task: NumberedTask, numbers: Sequence[int], *, each: int = 1, workers: int | None = None
+) -> Iterator[tuple[int, Any]]:
+    """(number, result) of each number, in order; on Ray in tasks of `each` numbers, of which `workers` run at once.
 
-    `task` is a `NumberedTask`, or a class whose objects are called like one. A mistake of the user's is raised here.
-    `how` is told to Ray Data's `map_batches`.
+    A mistake of the user's is raised here.
     """
     if not numbers:
         return
+    if ray_is_running():
+        yield from _over_ray(task, numbers, each, workers)
+        return
+    try:
+        for number in numbers:
+            yield number, from_message(to_message(partial(task.compute, number)))
+    finally:
+        forget_cached()
+
+
+def _over_ray(
+    task: Any, numbers: Sequence[int], each: int, workers: int | None, **how: Any
+) -> Iterator[tuple[int, Any]]:
+    import ray.data
+
+    from pipelines.cluster.session import configure_ray_data
+
     configure_ray_data()
+    if workers is not None:  # Ray warns of a bound that is larger than the number of tasks
+        how["compute"] = ray.data.TaskPoolStrategy(size=min(workers, len(numbers)))
     rows = ray.data.from_items([{"id": n} for n in numbers], override_num_blocks=-(-len(numbers) // each))
     # A batch is a block: of fixed sizes Ray Data would cut them anew, in tasks of their own.
     for row in rows.map_batches(task, batch_size=None, batch_format="numpy", **how).iter_rows():
         yield int(row["id"]), from_message(row["result"])
 
 
+def _over_gpus(task: CachedTask, gpus: int) -> Iterator[tuple[int, Any]]:
+    import ray.data
+
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=gpus)
+    how = {"fn_constructor_args": (task,), "compute": pool, "num_gpus": 1}
+    return _over_ray(GpuTask, range(len(task.items)), 1, None, **how)
+
+
+@contextmanager
+def one_thread(*, scoring: bool = True) -> Iterator[None]:
+    """Torch with one thread, as in Ray's tasks, while this process scores; as it was when the block ends."""
+    if not scoring or ray_is_running():
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def fragments_a_task(count: int, nbytes: int) -> int:
-    """How many of `count` row groups, of `nbytes` in all, a task takes: so few that each CPU has several tasks."""
+    """How many of `count` row groups, of `nbytes` in all, a task of Ray's takes: so few that each CPU has several."""
+    if not ray_is_running():
+        return 1
+    import ray
+
     by_bytes = TASK_BYTES * count // max(nbytes, 1)
     by_cpus = int(count / (TASKS_A_CPU * max(ray.cluster_resources().get("CPU", 0.0), 1.0)))
     return max(1, min(by_bytes, by_cpus))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,18 @@ class NumberedTask:
         return {"id": batch["id"], "result": np.array(told, object)}
 
 
+@dataclass(frozen=True)
+class ScoringTask(NumberedTask):
+    """The same by torch, in a process of Ray's: with one thread, for every CPU has its task."""
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        import torch
+
+        torch.set_num_threads(1)
+        keep_freed_memory(OF_COMPUTING)
+        return super().__call__(batch)
+
+
 _cached: dict[str, Any] = {}  # in a task's process: what the latest job has loaded
 
 
@@ -32,7 +44,7 @@ _cached: dict[str, Any] = {}  # in a task's process: what the latest job has loa
 class CachedTask:
     """Does the item of a number by `holder_class(*arguments)`, which a process makes once; `job` names the pass.
 
-    With a `device`, the holder computes there and gets it as `device=`.
+    With a `device` ("cpu" or "cuda"), the holder computes there and gets it as `device=`.
     """
 
     holder_class: type[Any]
@@ -53,18 +65,19 @@ class CachedTask:
     def _load(self) -> Any:
         if self.device is None:
             return self.holder_class(*self.arguments)
-        import torch
-
-        torch.set_num_threads(1)
-        keep_freed_memory(OF_COMPUTING)
         return self.holder_class(*self.arguments, device=self.device)
+
+
+def forget_cached() -> None:
+    """Lets go of what this process has loaded for a pass."""
+    _cached.clear()
 
 
 class GpuTask:
     """The same in an actor that owns a GPU."""
 
     def __init__(self, task: CachedTask) -> None:
-        self.task = NumberedTask(replace(task, device="cuda"))
+        self.task = ScoringTask(task)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self.task(batch)

@@ -1,5 +1,5 @@
-"""Training on Ray Train: the driver (run), a worker's process (ray_worker), and the loop itself (loop), which knows no
-Ray.
+"""Training: the driver (run), a worker of Ray Train (ray_worker) or this process alone (local), and the loop of both
+(loop), which knows no Ray.
 May import: pipelines.config, pipelines.cluster, pipelines.ingest, pipelines.report, pipelines.supervision,
 pipelines.tracking, model.
 """

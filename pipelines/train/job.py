@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
 from model.batches.collate import SequenceBatch
-from model.batches.plan import Plan
+from model.batches.plan import DataIndex, Plan
 from model.bundle.bundle import Bundle, TrainingState
 from model.errors import TrainingError
 from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
 from model.training.trainer import Reduce
 from pipelines.config import RunConfig
+from pipelines.ingest.fitted_data import FittedData
 from pipelines.tracking.follower import Progress
 from pipelines.train.steps import Position, Step
 
@@ -75,3 +77,19 @@ class Past:
     place: Position = field(default_factory=Position)
     rules: Mapping[str, Any] | None = None
     meter: Mapping[str, float] = field(default_factory=dict)
+
+
+def job_on(config: RunConfig, prepared: FittedData, **by_place: Any) -> Job:
+    """A config's job on fitted data; `by_place` is what differs by where it trains."""
+    train_plan, validation_plan = plans(config, prepared.train, prepared.validation)
+    return Job(config, prepared.columns, prepared.label, train_plan, validation_plan, **by_place)
+
+
+def plans(config: RunConfig, train: DataIndex, validation: DataIndex | None) -> tuple[Plan, Plan | None]:
+    """The run's plans: training rows shuffled by its seed, validation rows each once and bucketed by length."""
+    settings = config.train
+    plan = partial(Plan, batch_sequences=settings.batch_sequences, batch_padded_steps=settings.batch_padded_steps)
+    return (
+        plan(train, seed=settings.seed, window_batches=settings.window_batches),
+        None if validation is None else plan(validation, shuffle=False),
+    )

@@ -6,12 +6,14 @@ of a sweep and a test run the very same code. Knows no Ray.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import importlib.metadata
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from model.batches.plan import DataIndex, Plan
-from model.bundle.bundle import TrainingState, bundle_of, load_weights
+import torch
+
+from model.bundle.bundle import Bundle, TrainingState, bundle_of, load_weights
 from model.errors import ConfigError, TrainingError
 from model.network.network import build_network
 from model.scoring.metric_names import TRAIN_LOSS, metric_names, of_validation
@@ -20,9 +22,11 @@ from model.training.numerics import autocast_type, set_numerics
 from model.training.trainer import StepResult, Trainer
 from pipelines.config import RunConfig
 from pipelines.ingest.fitted_data import FittedData
+from pipelines.train import memory_estimate
 from pipelines.train.carried_states import gathered, restore
 from pipelines.train.job import Job, Past, Report
 from pipelines.train.meter import Meter
+from pipelines.train.nan_batch import told_where, write_nan_batch
 from pipelines.train.steps import Position, Step, epochs_at, steps, stop_batch
 from pipelines.train.stopping import Rules
 from pipelines.train.validation import Validation
@@ -139,17 +143,33 @@ def snapshot(job: Job, trainer: Trainer, step: Step, rules: Rules, meter: Meter,
     return Report(step.number, metrics, bundle, TrainingState(numbers, tensors), ended is not None, ended or "")
 
 
-def job_on(config: RunConfig, prepared: FittedData, **by_place: Any) -> Job:
-    """A config's job on fitted data; `by_place` is what differs by where it trains."""
-    train_plan, validation_plan = plans(config, prepared.train, prepared.validation)
-    return Job(config, prepared.columns, prepared.label, train_plan, validation_plan, **by_place)
-
-
-def plans(config: RunConfig, train: DataIndex, validation: DataIndex | None) -> tuple[Plan, Plan | None]:
-    """The run's plans: training rows shuffled by its seed, validation rows each once and bucketed by length."""
-    settings = config.train
-    plan = partial(Plan, batch_sequences=settings.batch_sequences, batch_padded_steps=settings.batch_padded_steps)
-    return (
-        plan(train, seed=settings.seed, window_batches=settings.window_batches),
-        None if validation is None else plan(validation, shuffle=False),
+def of_run(job: Job, prepared: FittedData, workers_here: int, resume: tuple[Bundle, TrainingState] | None) -> Job:
+    """The job of a run's worker, one of `workers_here` on this machine: with room for it, its past, and where it comes
+    from; a step that fails lists its rows. ResourceError where the memory does not suffice."""
+    needed = memory_estimate.estimate_of(job.config, prepared, job.world)
+    memory_estimate.require_here(needed, job.device, workers_here)
+    begun = {} if job.start is None else job.start.provenance
+    return replace(
+        job, explain=partial(explain, job), resume=resume, provenance=provenance(job.config, job.world) | begun
     )
+
+
+def provenance(config: RunConfig, workers: int | None = None) -> dict[str, Any]:
+    """What is known of how a bundle came to be, by so many workers (those of the config where they are a number)."""
+    return {
+        "run": config.name,
+        "seed": config.train.seed,
+        "train": config.train.model_dump(mode="json"),
+        "workers": config.resources.workers if workers is None else workers,
+        "torch": torch.__version__,
+        "ray": importlib.metadata.version("ray"),
+    }
+
+
+def explain(job: Job, error: TrainingError, step: Step) -> TrainingError:
+    """Lists the rows of a step that has failed, which it has on every rank; none ends before the list is written."""
+    if job.rank == 0:
+        write_nan_batch(job.config.directory, job.train, step, job.config.data.key, error)
+    if job.reduce is not None:
+        job.reduce(torch.zeros(1, device=job.device))
+    return told_where(job.config.directory, error)

@@ -27,7 +27,7 @@ from pipelines.config import RunConfig
 from pipelines.ingest.batches import KEPT_BYTES
 from pipelines.ingest.fitted_data import FittedData
 from pipelines.ingest.prefetch import AHEAD_BATCHES
-from pipelines.train.loop import plans
+from pipelines.train.job import plans
 from pipelines.train.validation import KEPT_VALIDATION_BYTES
 
 MIB = 2**20

@@ -9,29 +9,26 @@ from typing import Any
 
 import ray.train.torch
 
-from model.batches.plan import Plan
-from model.bundle.run_directory import ERROR, RAY_TRAIN, RUN_YAML
-from model.errors import DynamicRnnError, TrainingError
-from model.storage import exists, join
+from model.bundle.run_directory import ERROR, MANIFEST, RAY_TRAIN, RUN_YAML, checkpoint_names
+from model.errors import DynamicRnnError
+from model.storage import exists, join, remove_tree
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest.batches import batches
 from pipelines.ingest.fitted_data import FittedData, load_fitted
 from pipelines.ingest.read_task import RowReader
 from pipelines.supervision.driver_channel import WorkerReports
+from pipelines.supervision.failures import record_error
 from pipelines.supervision.heartbeat import Heartbeat, HeartbeatSpec
-from pipelines.train import loop, memory_estimate, retention
-from pipelines.train.checkpoints import latest_checkpoint, remove_untold, report_to_ray, write_checkpoint
-from pipelines.train.failures import record_error
-from pipelines.train.job import Job, Report
-from pipelines.train.nan_batch import told_where, write_nan_batch
-from pipelines.train.steps import Step
+from pipelines.train import loop, retention
+from pipelines.train.checkpoints import newest_whole, step_of, write_checkpoint
+from pipelines.train.job import Job, Report, job_on
 from pipelines.train.warm_start import in_columns_of, read_start
 
 
 def train_loop(settings: dict[str, Any]) -> None:
     """What each worker of a run executes."""
     config = run_config(settings["run"], where=RUN_YAML)
-    job = partial(job_of, config, settings["telemetry"], gpu=settings["gpu"])
+    job = partial(job_of, config, settings["telemetry"], settings["left_by_local"], gpu=settings["gpu"])
     enter(config.directory, settings["watch"], job)
 
 
@@ -59,7 +56,7 @@ def rank_job(config: RunConfig, prepared: FittedData, heartbeat: Heartbeat, *, g
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device() if gpu else torch.device("cpu")
     reader = RowReader(prepared.columns, prepared.label)
-    job = loop.job_on(
+    job = job_on(
         config,
         prepared,
         batches=partial(rank_batches, reader, rank, world, config.plugins, device),
@@ -72,10 +69,11 @@ def rank_job(config: RunConfig, prepared: FittedData, heartbeat: Heartbeat, *, g
     return replace(job, batches=heartbeat.over(job.batches, job.train))
 
 
-def job_of(config: RunConfig, telemetry: WorkerReports, heartbeat: Heartbeat, *, gpu: bool) -> Job:
+def job_of(config: RunConfig, telemetry: WorkerReports, left: str, heartbeat: Heartbeat, *, gpu: bool) -> Job:
     """The job of a run's worker: checkpoints are written where they stay; rank 0 keeps bundles and tells progress."""
     start, rank = read_start(config), ray.train.get_context().get_world_rank()
     prepared = in_columns_of(load_fitted(config.directory), start)
+    directory = join(config.directory, RAY_TRAIN)
     job = rank_job(
         config,
         prepared,
@@ -86,16 +84,11 @@ def job_of(config: RunConfig, telemetry: WorkerReports, heartbeat: Heartbeat, *,
         progress=lambda progress: telemetry.progress(asdict(progress)),  # plain: the channel need not import torch
         start=start,
     )
-    needed = memory_estimate.estimate_of(config, prepared, job.world)
-    memory_estimate.require_here(needed, job.device, ray.train.get_context().get_local_world_size())
     if rank == 0:
-        remove_untold(join(config.directory, RAY_TRAIN))
-    return replace(
-        job,
-        explain=partial(explain, config, rank, job.device, job.reduce, job.train),
-        resume=latest_checkpoint(join(config.directory, RAY_TRAIN)),
-        provenance=provenance(config, job.world) | ({} if start is None else start.provenance),
-    )
+        remove_untold(directory, left)
+    known = known_name() or left
+    resume = newest_whole(directory, known) if known else None
+    return loop.of_run(job, prepared, ray.train.get_context().get_local_world_size(), resume)
 
 
 def rank_batches(
@@ -114,20 +107,6 @@ def sum_over_workers(buffer: Any) -> None:
         torch.cuda.synchronize(buffer.device)
 
 
-def provenance(config: RunConfig, workers: int | None = None) -> dict[str, Any]:
-    """What is known of how a bundle came to be, by so many workers (those of the config where they are a number)."""
-    import torch
-
-    return {
-        "run": config.name,
-        "seed": config.train.seed,
-        "train": config.train.model_dump(mode="json"),
-        "workers": config.resources.workers if workers is None else workers,
-        "torch": torch.__version__,
-        "ray": ray.__version__,
-    }
-
-
 def report(config: RunConfig, rank: int, telemetry: WorkerReports, heartbeat: Heartbeat, report: Report) -> None:
     """A validation: every rank comes here; rank 0 keeps bundle and metrics, and makes a checkpoint."""
     if rank == 0:
@@ -138,19 +117,29 @@ def report(config: RunConfig, rank: int, telemetry: WorkerReports, heartbeat: He
 
 
 def checkpoint(config: RunConfig, rank: int, heartbeat: Heartbeat, report: Report) -> None:
-    """A checkpoint with Ray Train: a barrier, every rank comes here; rank 0 writes."""
-    made = write_checkpoint(join(config.directory, RAY_TRAIN), report) if rank == 0 else None
-    report_to_ray(heartbeat.at_sync_point(ray.train.report), report.metrics, made)
+    """A checkpoint with Ray Train: a barrier, every rank comes here; rank 0 writes. Nothing is copied."""
+    path = write_checkpoint(join(config.directory, RAY_TRAIN), report) if rank == 0 else None
+    heartbeat.at_sync_point(ray.train.report)(
+        report.metrics,
+        checkpoint=None if path is None else ray.train.Checkpoint(path),
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+    )
 
 
-def explain(
-    config: RunConfig, rank: int, device: Any, reduce: Any, plan: Plan, error: TrainingError, step: Step
-) -> TrainingError:
-    """Lists the rows of a step that has failed, which it has on every rank; none ends before the list is written."""
-    import torch
+def remove_untold(directory: str, left: str) -> None:
+    """Removes what a kill has left of a write, and whole checkpoints of which Ray Train was never told.
 
-    if rank == 0:
-        write_nan_batch(config.directory, plan, step, config.data.key, error)
-    if reduce is not None:
-        reduce(torch.zeros(1, device=device))
-    return told_where(config.directory, error)
+    Their steps are computed again; those that a training in one process has left, up to `left`, are gone on from. For
+    a worker's start: later, Ray Train deletes old checkpoints at the same time.
+    """
+    known = known_name() or left
+    for name in checkpoint_names(directory):
+        untold = name != known and step_of(name) >= step_of(known)
+        if untold or not exists(join(directory, name, MANIFEST)):
+            remove_tree(join(directory, name))
+
+
+def known_name() -> str:
+    """The latest checkpoint that Ray Train was told of; "" at the start of a run."""
+    known = ray.train.get_checkpoint()
+    return "" if known is None else str(known.path).rstrip("/").rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""Training on Ray Train: starts the workers, gives each its `Job`, keeps checkpoints and the best bundle.
+"""A training: its directory, its data, and the workers, which are Ray Train's or this process alone.
 
 runs/<name>/run.yaml        the config, with the overrides in it
 runs/<name>/data/           fitted columns and the rows' index
@@ -6,53 +6,42 @@ runs/<name>/bundles/…       the best and the latest bundle; `best` and `latest
 runs/<name>/metrics.jsonl   one line a validation
 runs/<name>/report.html     a page on all of it, and tensorboard/ its event files
 runs/<name>/ended.json      why training ended; nan_batch.json: rows of a step whose loss was no number
-runs/<name>/train/          Ray Train's own: checkpoints to resume from
+runs/<name>/train/          checkpoints to resume from, by either way, and what Ray Train knows of them
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-
-import ray
-import ray.train
-import ray.train.torch
+from typing import TYPE_CHECKING
 
 from model.bundle.bundle import load_bundle
-from model.bundle.run_directory import (
-    BUNDLES,
-    ENDED,
-    ERROR,
-    METRICS,
-    RAY_TRAIN,
-    RAY_TUNE,
-    RUN_YAML,
-    START,
-    resolve_bundle,
-)
-from model.errors import ConfigError
+from model.bundle.run_directory import BUNDLES, ENDED, ERROR, RAY_TRAIN, RUN_YAML, START, resolve_bundle
+from model.errors import ConfigError, ResourceError
 from model.settings import dump_yaml
-from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
+from model.storage import exists, join, remove_file, remove_tree, write_bytes
 from pipelines.cluster import malloc
-from pipelines.cluster.capacity import available_gpus, node_memories, preflight_workers
+from pipelines.cluster.capacity import available_gpus, node_memories, preflight_workers, ray_is_running
 from pipelines.cluster.worker_count import settled
 from pipelines.config import RunConfig
 from pipelines.ingest.fit_cache import fitted_data
 from pipelines.ingest.fitted_data import FittedData
 from pipelines.ingest.scan import Progress as ScanProgress
-from pipelines.supervision.driver_channel import DriverChannel, WorkerReports, delivering, driver_channel
-from pipelines.supervision.heartbeat import HeartbeatSpec
-from pipelines.supervision.ray_trainer import BoundedTorchTrainer, trainer_of
-from pipelines.supervision.watchdog import watching
 from pipelines.tracking.follower import Progress
 from pipelines.tracking.followers import Followed, followed
 from pipelines.train import memory_estimate, retention
-from pipelines.train.failures import fit_or_raise, interruptible
-from pipelines.train.ray_worker import train_loop
-from pipelines.train.resume import check_resumable
+from pipelines.train.check import check_run
+from pipelines.train.checkpoints import left_by_local
+from pipelines.train.local import train_here
 from pipelines.train.retention import read_metrics
 from pipelines.train.warm_start import write_start
+
+if TYPE_CHECKING:  # Ray's, which a training in this process does without
+    from pipelines.supervision.driver_channel import DriverChannel, WorkerReports
+    from pipelines.supervision.heartbeat import HeartbeatSpec
+    from pipelines.supervision.ray_trainer import BoundedTorchTrainer
 
 
 @dataclass(frozen=True)
@@ -76,31 +65,71 @@ def train(
     on_report: Callable[[dict[str, float]], None] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> TrainResult:
-    """Trains a run on the Ray that is connected, and returns its best bundle. `say` gets lines for people.
+    """Trains a run on the Ray that is connected, or in this process, and returns its best bundle.
 
-    Raises ConfigError when the run's directory is taken (or, with `resume`, holds other settings), DataError for bad
+    In this process where no Ray is connected, or `resources.executor` is local. `say` gets lines for people. Raises
+    ConfigError when the run's directory is taken (or, with `resume`, holds other settings), DataError for bad
     data, TrainingError for a loss that is not finite, ResourceError when the cluster is too small.
     """
     check_run(config, resume=resume)
+    here = trains_here(config)
     resources = config.resources
-    workers = settled(resources.workers, resources.cpus_per_worker, resources.gpu)
-    gpus = gpus_for(config, workers[0])
-    per_worker = (resources.cpus_per_worker, 1 if gpus else 0)
-    preflight_workers(workers[0], *per_worker, wait_seconds=resources.start_timeout_seconds)
+    workers = (1, 1) if here else settled(resources.workers, resources.cpus_per_worker, resources.gpu)
+    gpus = gpus_with_room(config, workers[0], here=here)
     open_run(config, resume=resume)
-    with driver_channel() as channel:
+    with nullcontext() if here else started_channel() as channel:
         prepared, began = fitted_data(config, resume=resume, progress=on_scan, say=say), time.monotonic()
         write_start(config, prepared)
         needed = tell_memory(config, prepared, workers, say)
         with followed(config, void_from(config.directory), on_progress, on_report) as told:
-            run_workers(config, workers, gpus, channel, told)
+            if channel is None:
+                train_here(config, told, gpu=gpus > 0)
+            else:
+                run_workers(config, workers, gpus, channel, told)
             result = finished(config.directory)
             told.finish(result.bundle, result.fingerprint)
     return reported(config, prepared, result, time.monotonic() - began, needed)
 
 
+def trains_here(config: RunConfig) -> bool:
+    """Whether this process trains by itself. ConfigError where the config wants otherwise."""
+    executor, workers = config.resources.executor, config.resources.workers
+    if executor == "local" and workers != 1:
+        raise ConfigError(f"resources.executor local is one process, but resources.workers is {workers}: set it to 1")
+    if executor == "local" or not ray_is_running():
+        if executor == "ray" or workers != 1:
+            raise ConfigError(
+                f"resources.executor {executor} with resources.workers {workers} needs Ray, but this process is not "
+                "connected: train within `with pipelines.cluster.ray_session(logical_cpus=…):`"
+            )
+        return True
+    return False
+
+
+def gpus_with_room(config: RunConfig, workers: int, *, here: bool) -> int:
+    """GPUs that the workers take; ResourceError where there is no room for them."""
+    gpus, resources = gpus_for(config, workers), config.resources
+    if not here:
+        each = (resources.cpus_per_worker, 1 if gpus else 0)
+        preflight_workers(workers, *each, wait_seconds=resources.start_timeout_seconds)
+    elif gpus > available_gpus():
+        raise ResourceError("resources.gpu true needs a GPU, but torch finds none on this machine: set it to auto")
+    return gpus
+
+
+def started_channel() -> AbstractContextManager[DriverChannel]:
+    """The channel of Ray Train's workers; its process starts while the data are scanned."""
+    from pipelines.supervision.driver_channel import driver_channel
+
+    return driver_channel()
+
+
 def run_workers(config: RunConfig, workers: tuple[int, int], gpus: int, channel: DriverChannel, told: Followed) -> None:
     """Ray Train's workers until they have ended; raises what a worker has recorded, or what Ray Train has to say."""
+    from pipelines.supervision.driver_channel import delivering
+    from pipelines.supervision.failures import fit_or_raise, interruptible
+    from pipelines.supervision.watchdog import watching
+
     with (
         delivering(channel, lambda plain: told.on_progress(Progress(**plain)), told.on_report) as telemetry,
         watching(channel, config.resources, workers) as watchdog,
@@ -141,10 +170,16 @@ def ray_trainer(
     config: RunConfig, workers: tuple[int, int], gpus: int, telemetry: WorkerReports, watch: HeartbeatSpec
 ) -> BoundedTorchTrainer:
     """Ray Train's part: where workers run, how often they are started again, and which checkpoints stay."""
+    import ray.train
+
+    from pipelines.supervision.ray_trainer import trainer_of
+    from pipelines.train.ray_worker import train_loop
+
     fewest, most = workers
+    given = {"run": config.model_dump(mode="json"), "gpu": gpus > 0, "telemetry": telemetry, "watch": watch}
     return trainer_of(
         train_loop,
-        {"run": config.model_dump(mode="json"), "gpu": gpus > 0, "telemetry": telemetry, "watch": watch},
+        given | {"left_by_local": left_by_local(join(config.directory, RAY_TRAIN))},
         config.resources,
         most if fewest == most else workers,
         gpu=gpus > 0,
@@ -171,24 +206,6 @@ def gpus_for(config: RunConfig, workers: int | None = None) -> int:
     if wanted == "auto":
         return workers if available_gpus() >= workers else 0
     return workers if wanted else 0
-
-
-def check_run(config: RunConfig, *, resume: bool) -> None:
-    """ConfigError when the run's directory is taken or, with `resume`, holds no run that can go on so. Changes nothing.
-
-    A run that failed before its first validation holds nothing to lose; its directory is free.
-    """
-    where = join(config.directory, RUN_YAML)
-    if exists(join(config.directory, RAY_TUNE)):
-        raise ConfigError(f"{config.directory} holds a sweep, not a run; choose another name=…")
-    if resume:
-        if not exists(where):
-            raise ConfigError(f"{config.directory}: there is no run to resume; start it without --resume")
-        check_resumable(read_bytes(where).decode(), config, where=where)
-    elif exists(join(config.directory, METRICS)):
-        raise ConfigError(
-            f"{config.directory} holds a run already; go on with it by --resume, or choose another name=…"
-        )
 
 
 def open_run(config: RunConfig, *, resume: bool) -> None:

@@ -30,7 +30,7 @@ from pipelines.ingest.fitted_data import load_fitted
 from pipelines.ingest.read_task import RowReader
 from pipelines.predict.run import predict
 from pipelines.train import loop
-from pipelines.train.job import Job, Report
+from pipelines.train.job import Job, Report, plans
 from pipelines.train.run import train
 from tune.trial import direct_batches
 
@@ -128,7 +128,7 @@ def test_ray_datas_tasks_feed_a_worker_with_what_a_loop_of_our_own_reads(
     prepared = load_fitted(config.directory)
     assert encoded_bytes(prepared.train, prepared.columns) > batching.SMALL_BYTES
     reports: list[Report] = []
-    plan, _ = loop.plans(config, prepared.train, None)
+    plan, _ = plans(config, prepared.train, None)
     read = partial(direct_batches, RowReader(prepared.columns, prepared.label))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker: with more, sums round otherwise

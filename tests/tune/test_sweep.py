@@ -30,7 +30,7 @@ from pipelines.ingest.fitted_data import load_fitted
 from pipelines.ingest.read_task import RowReader
 from pipelines.tracking.run_list import list_runs
 from pipelines.train import loop
-from pipelines.train.job import Job, Report
+from pipelines.train.job import Job, Report, plans
 from tune.config import tune_config
 from tune.points import trial_run
 from tune.report import table
@@ -130,7 +130,7 @@ def test_a_trial_is_what_the_training_loop_makes_of_its_settings(swept: tuple[Ru
     prepared = load_fitted(config.directory)
     run = trial_run(config, tune_config(config), result.best.settings)
     reports: list[Report] = []
-    train, validation = loop.plans(run, prepared.train, prepared.validation)
+    train, validation = plans(run, prepared.train, prepared.validation)
     batches = partial(direct_batches, RowReader(prepared.columns, prepared.label))
     loop.run(Job(run, prepared.columns, prepared.label, train, validation, batches, reports.append))
     assert {report.step: report.bundle.fingerprint for report in reports}[result.best.step] == result.fingerprint

@@ -27,7 +27,7 @@ from pipelines.ingest import scan as ingest
 from pipelines.ingest.fitted_data import FittedData
 from pipelines.ingest.read_task import Request, RowReader
 from pipelines.train import loop
-from pipelines.train.job import Job, Report
+from pipelines.train.job import Job, Report, plans
 
 pytestmark = pytest.mark.usefixtures("local_ray", "large")
 
@@ -197,7 +197,7 @@ def trained(config: RunConfig, world: int = 1, resume: Any = None) -> list[list[
     """The reports of each rank, all in threads of this process."""
     prepared = ingest.fit_data(config)
     reader = RowReader(prepared.columns, prepared.label)
-    plan, _ = loop.plans(config, prepared.train, None)
+    plan, _ = plans(config, prepared.train, None)
     reports: list[list[Report]] = [[] for _ in range(world)]
     total = Sum(world)
     # The same weights for all: threads that draw them at the same time share torch's generator.
@@ -233,7 +233,7 @@ def trained(config: RunConfig, world: int = 1, resume: Any = None) -> list[list[
 def test_epochs_of_batches_cut_by_steps_report_at_their_ends(tmp_path: Path) -> None:
     config = run_of(write(tmp_path / "data", [[30, 10], [25]]), epochs=4, batch_padded_steps=30, window_batches=2)
     (reports,) = trained(config)
-    plan, _ = loop.plans(config, ingest.fit_data(config).train, None)
+    plan, _ = plans(config, ingest.fit_data(config).train, None)
     counts = [plan.steps_of(epoch) for epoch in range(4)]
     assert [report.step for report in reports] == [sum(counts[: epoch + 1]) for epoch in range(4)]
     assert [report.metrics["epoch"] for report in reports] == [1, 2, 3, 4]
@@ -270,7 +270,7 @@ def test_workers_share_batches_cut_by_steps_and_train_what_one_worker_trains(tmp
 
 def test_the_padding_told_is_that_of_all_workers(tmp_path: Path) -> None:
     config = run_of(write(tmp_path / "data", LAYOUTS["uneven files"]), epochs=2, batch_sequences=6)
-    plan, _ = loop.plans(config, ingest.fit_data(config).train, None)
+    plan, _ = plans(config, ingest.fit_data(config).train, None)
     padded = 0
     for rank in range(2):
         rows = iter(np.concatenate([piece.rows for piece in plan.pieces(rank, 2, 0, plan.first_step(2))]))

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from pipelines.ingest import scan as ingest
 from pipelines.prepare import workspace as prepare_work
 from pipelines.prepare.run import PrepareResult, prepare
 from pipelines.prepare.settings import PrepareSettings
-from pipelines.tasks.task import from_message, to_message
 
 ROOT = Path(__file__).resolve().parents[3]
 GIVEN: dict[str, Any] = {
@@ -299,17 +297,10 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_events_and_sequences_may_lie_in_an_object_store(
-    bucket: str, events: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("here")  # workers of Ray would need the bucket's settings
+def test_events_and_sequences_may_lie_in_an_object_store(bucket: str, events: Path, tmp_path: Path) -> None:
     from model.storage import find_files, resolve
-    from pipelines.prepare import run as pipeline
 
-    def one_after_another(task: Any, todo: Any, workers: int | None) -> Iterator[tuple[int, Any]]:
-        for number in todo:
-            yield number, from_message(to_message(partial(task, number)))
-
-    monkeypatch.setattr(pipeline, "_computed", one_after_another)  # workers of Ray would need the bucket's settings
     (tmp_path / "events").mkdir()
     table = pq.read_table(events / "0.parquet").slice(0, 3000)
     pq.write_table(table, tmp_path / "events" / "0.parquet")

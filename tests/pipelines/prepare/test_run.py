@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from pipelines.prepare import (
 from pipelines.prepare import (
     read as prepare_read,
 )
-from pipelines.prepare import run as pipeline
 from pipelines.prepare import (
     sort as prepare_order,
 )
@@ -36,7 +34,7 @@ from pipelines.prepare import (
 )
 from pipelines.prepare.run import PrepareResult, prepare
 from pipelines.prepare.settings import PrepareSettings
-from pipelines.tasks.task import from_message, to_message
+from pipelines.tasks import map as passes
 
 START = datetime.datetime(2026, 1, 1)
 
@@ -97,16 +95,11 @@ def _piece(
 # --- the pipeline without Ray, and with hardly any memory ---------------------------------------------------------
 
 
-def _one_after_another(task: Any, todo: Sequence[int], workers: int | None) -> Iterator[tuple[int, Any]]:
-    for number in todo:
-        yield number, from_message(to_message(partial(task, number)))
-
-
 @contextlib.contextmanager
 def in_process(*, mebibyte: int = 1 << 20, batch_bytes: int = prepare_spill.BATCH_BYTES) -> Iterator[None]:
     """Tasks run here; a small `mebibyte` makes many runs, buckets and rounds of merging of a small table."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_computed", _one_after_another)
+        patch.setattr(passes, "ray_is_running", lambda: False)
         for module in (prepare_tasks, prepare_plan):
             patch.setattr(module, "MIB", mebibyte)
         for module in (prepare_tasks, prepare_spill):
@@ -524,7 +517,7 @@ def test_row_groups_and_files_are_bounded_in_rows_and_bytes(prepared: Prepared, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare_tasks, "MIB", 8000)
         events = tmp_path / "events-0"
-        patch.setattr(pipeline, "_computed", _one_after_another)
+        patch.setattr(passes, "ray_is_running", lambda: False)
         prepare(events, tmp_path / "small", settings_of(row_group_mebibytes=1, file_mebibytes=1, task_mebibytes=40))
     files = sorted((tmp_path / "small").glob("part-*.parquet"))
     groups = [

@@ -89,7 +89,8 @@ from model.batches.plan import DataIndex, Plan
 from model.tables.fragments import Fragment
 from model.batches.encode import encode_rows
 from pipelines.config import run_config
-from pipelines.train import loop, memory_estimate as memory
+from pipelines.train import memory_estimate as memory
+from pipelines.train.job import plans
 from pipelines.train.job import Job
 
 here, train = Path(sys.argv[1]), json.loads(sys.argv[2]) | {"learning_rate": 1e-6}
@@ -100,7 +101,7 @@ def trained(bundle, rows, steps):
     index = DataIndex((Fragment("memory", 0, len(rows)),), rows.lengths_B)
     settings = {"data": {"train": "memory"}, "model": bundle.config.model_dump(mode="json")}
     run = run_config({**settings, "train": {**train, "steps": steps}}, where="run")
-    plan, _ = loop.plans(run, index, None)
+    plan, _ = plans(run, index, None)
 
     def batches(plan, start, stop):
         for step in range(start, stop):

@@ -51,7 +51,7 @@ from model.tables.fragments import Fragment
 from model.batches.encode import encode_rows
 from pipelines.config import run_config
 from pipelines.train import loop
-from pipelines.train.job import Job
+from pipelines.train.job import Job, plans
 
 here, rank, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 torch.set_num_threads(1)
@@ -68,7 +68,7 @@ def trained(train, world):
     run = run_config(
         {"data": {"train": "memory"}, "model": bundle.config.model_dump(mode="json"), "train": train}, where="run"
     )
-    plan, _ = loop.plans(run, index, None)
+    plan, _ = plans(run, index, None)
 
     def batches(plan, start, stop):
         for step in range(start, stop):

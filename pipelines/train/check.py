@@ -1,4 +1,4 @@
-"""What a resumed run may change, and what it may not. Knows no Ray.
+"""Whether a run may begin or go on in its directory, and what a resumed run may change. Knows no Ray, no torch.
 
 Free is what says how long training goes on, what is kept of it and on which machines; all else decides what a step
 computes, and the run would be neither the old one nor a new one.
@@ -6,8 +6,10 @@ computes, and the run would be neither the old one nor a new one.
 
 from __future__ import annotations
 
+from model.bundle.run_directory import METRICS, RAY_TUNE, RUN_YAML
 from model.errors import ConfigError
 from model.settings.yaml_text import parse_yaml
+from model.storage import exists, join, read_bytes
 from pipelines.config import RunConfig, changed_settings, flat, run_config
 
 FREE = frozenset({"name", "output", "tune", "serve", "data.test"} | {f"train.{name}" for name in (
@@ -15,6 +17,24 @@ FREE = frozenset({"name", "output", "tune", "serve", "data.test"} | {f"train.{na
     "checkpoint_every_minutes",
 )})  # fmt: skip
 FREE_SECTIONS = ("resources.", "tracking.", "train.early_stopping.", "tune.", "serve.")
+
+
+def check_run(config: RunConfig, *, resume: bool) -> None:
+    """ConfigError when the run's directory is taken or, with `resume`, holds no run that can go on so. Changes nothing.
+
+    A run that failed before its first validation holds nothing to lose; its directory is free.
+    """
+    where = join(config.directory, RUN_YAML)
+    if exists(join(config.directory, RAY_TUNE)):
+        raise ConfigError(f"{config.directory} holds a sweep, not a run; choose another name=…")
+    if resume:
+        if not exists(where):
+            raise ConfigError(f"{config.directory}: there is no run to resume; start it without --resume")
+        check_resumable(read_bytes(where).decode(), config, where=where)
+    elif exists(join(config.directory, METRICS)):
+        raise ConfigError(
+            f"{config.directory} holds a run already; go on with it by --resume, or choose another name=…"
+        )
 
 
 def check_resumable(stored: str, config: RunConfig, *, where: str) -> None:
