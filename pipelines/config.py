@@ -113,6 +113,12 @@ class DataConfig(Settings):
         "error", description="skip: count the rows that break the contract, set them aside and go on without them"
     )
 
+    unseen_labels: Literal["count", "error"] = Field(
+        "count",
+        description="labels of validation rows that are of no class: count them as wrong and without a loss, or refuse "
+        "them as bad rows",
+    )
+
     @field_validator("filter")
     @classmethod
     def _readable(cls, text: str | None) -> str | None:

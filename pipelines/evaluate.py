@@ -38,6 +38,7 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     filter: str | None = None,
     on_bad_rows: Literal["error", "skip"] = "error",
+    unseen_labels: Literal["count", "error"] = "count",
     quarantine: str | None = None,
     on_report: Callable[[RowCounts], None] | None = None,
 ) -> dict[str, float]:
@@ -45,7 +46,9 @@ def evaluate(
 
     With `filter` they are those of the rows that it keeps, and `filtered_rows` counts the others. With
     `on_bad_rows="skip"` bad rows are left out, counted in `bad_rows` and written to the directory `quarantine`, if one
-    is named; `on_report` is told why. DataError names file, row and column; CheckpointError when the bundle is damaged.
+    is named; `on_report` is told why. A label that is none of the model's classes is wrong, has no loss and is counted
+    in `unseen_labels`; with `unseen_labels="error"` it is bad. DataError names file, row and column; CheckpointError when
+    the bundle is damaged.
     """
     from model.bundle.bundle import load_bundle
 
@@ -56,7 +59,7 @@ def evaluate(
     loaded = load_bundle(path)
     where = None if filter is None else Filter(filter)
     found = find(data, read_columns(loaded.config), optional=optional_columns(loaded.config), where=where)
-    arguments = (path, plugins, where, on_bad_rows == "skip", quarantine)
+    arguments = (path, plugins, where, on_bad_rows == "skip", quarantine, unseen_labels == "count")
     parts: list[dict[str, Any]] = []
     for part in over_fragments(FragmentEvaluator, arguments, found.fragments):
         parts.append(part)
@@ -86,6 +89,7 @@ class FragmentEvaluator:
         where: Filter | None,
         skip: bool,
         quarantine: str | None,
+        unseen_labels: bool,
         *,
         device: str,
     ) -> None:
@@ -96,6 +100,7 @@ class FragmentEvaluator:
         self.network = self.bundle.network().to(device)
         self.where = where
         self.skip = skip
+        self.unseen_labels = unseen_labels
         self.quarantine = None if quarantine is None else Quarantine(quarantine)
 
     def __call__(self, fragment: Fragment) -> dict[str, Any]:
@@ -130,11 +135,12 @@ class FragmentEvaluator:
         return {"metrics": metrics, "filtered": filtered, "reasons": [asdict(reason) for reason in reasons]}
 
     def _encode(self, table: pa.Table) -> object:
-        return encode_rows(table, self.bundle.columns, self.bundle.label)
+        return encode_rows(table, self.bundle.columns, self.bundle.label, unseen_labels=self.unseen_labels)
 
     def _metrics(self, table: pa.Table) -> MetricState:
         from model.scoring.metrics import table_metrics
 
         if not table.num_rows:
             return {}
-        return table_metrics(self.network, self.bundle.columns, self.bundle.label, table)
+        bundle = self.bundle
+        return table_metrics(self.network, bundle.columns, bundle.label, table, unseen_labels=self.unseen_labels)

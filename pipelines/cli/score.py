@@ -13,6 +13,13 @@ from pipelines.console import Console
 TOLD_BAD_ROWS = 20  # shown one by one; the rest is in the quarantine
 
 
+class UnseenLabels(StrEnum):
+    """What to do with labels that are none of the model's classes."""
+
+    COUNT = "count"
+    ERROR = "error"
+
+
 class BadRows(StrEnum):
     """What to do with rows that break the data contract."""
 
@@ -33,12 +40,17 @@ def evaluate(
     only: Annotated[
         str | None, typer.Option("--filter", metavar="EXPRESSION", help="rows to keep, such as \"country == 'DE'\"")
     ] = None,
+    unseen_labels: Annotated[
+        UnseenLabels,
+        typer.Option("--unseen-labels", help="labels of no class: count them as wrong and without a loss, or bad rows"),
+    ] = UnseenLabels.COUNT,
     plugin: Plugins = None,
     address: Address = None,
 ) -> None:
     """Metrics of a bundle over every row, each counted once."""
     check_inputs(bundle, data)
     choices = {"plugins": tuple(plugin or ()), "on_bad_rows": on_bad_rows.value, "filter": only}
+    choices["unseen_labels"] = unseen_labels.value
     with ray_for(context, local_cpus(), address):
         evaluate_data(context.obj, bundle, data, quarantine=quarantine, **choices)
 

@@ -52,8 +52,9 @@ def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
     split = _split_by(config, fragments) if splits else None
     remove_tree(join(config.directory, QUARANTINE))  # what an earlier scan has left
     order = OrderedMerge()
-    compared = Comparison(model, order, len(fragments), config.data.validation)
-    task = scan_task(fragments + other, config, model, split)
+    counts = config.data.unseen_labels == "count"
+    compared = Comparison(model, order, len(fragments), config.data.validation, unseen_labels=counts)
+    task = scan_task(fragments, other, config, model, split)
     nbytes, count = sum(each.nbytes for each in found), len(task.fragments)
     here = nbytes <= SMALL_BYTES and count <= FEW_FRAGMENTS
     scans = collected(scanned_here(task) if here else scanned(task, nbytes), count, order, compared, progress)
@@ -103,10 +104,18 @@ def _checked(config: RunConfig, prepared: FittedData) -> FittedData:
     return prepared
 
 
-def scan_task(fragments: Sequence[Fragment], config: RunConfig, model: ModelConfig, split: SplitBy | None) -> ScanTask:
-    """What scans any of the fragments; statistics by `model`."""
+def scan_task(
+    fragments: Sequence[Fragment],
+    validation: Sequence[Fragment],
+    config: RunConfig,
+    model: ModelConfig,
+    split: SplitBy | None,
+) -> ScanTask:
+    """What scans any of the fragments, first those that are trained on; statistics by `model`."""
     quarantine = join(config.directory, QUARANTINE) if config.data.on_bad_rows == "skip" else None
-    return ScanTask(tuple(fragments), model, split, config.plugins, config.data.where, quarantine)
+    strict = len(fragments) if config.data.unseen_labels == "count" else None
+    every = (*fragments, *validation)
+    return ScanTask(every, model, split, config.plugins, config.data.where, quarantine, strict)
 
 
 def scanned(task: ScanTask, nbytes: int) -> Iterator[tuple[int, FragmentScan]]:

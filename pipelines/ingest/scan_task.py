@@ -20,7 +20,10 @@ from pipelines.quarantine import Quarantine
 
 @dataclass(frozen=True)
 class ScanTask:
-    """Scans one fragment. `quarantine` is the directory for bad rows; None: a bad row is an error."""
+    """Scans one fragment. `quarantine` is the directory for bad rows; None: a bad row is an error.
+
+    From fragment `strict` on labels need be none of the declared classes; None: all of them must.
+    """
 
     fragments: tuple[Fragment, ...]
     model: ModelConfig
@@ -28,6 +31,7 @@ class ScanTask:
     plugins: tuple[str, ...]
     where: Filter | None = None
     quarantine: str | None = None
+    strict: int | None = None
 
     def __call__(self, number: int) -> dict[str, Any]:
         """The scan as plain data, in a task."""
@@ -37,4 +41,12 @@ class ScanTask:
     def scan(self, number: int) -> FragmentScan:
         """The scan of the fragment with this number. DataError where a row is bad and none may be."""
         on_bad = None if self.quarantine is None else Quarantine(self.quarantine)
-        return scan_fragment(self.fragments[number], self.model, self.split, fit=True, where=self.where, on_bad=on_bad)
+        return scan_fragment(
+            self.fragments[number],
+            self.model,
+            self.split,
+            fit=True,
+            where=self.where,
+            on_bad=on_bad,
+            unseen_labels=self.strict is not None and number >= self.strict,
+        )
