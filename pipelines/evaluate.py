@@ -47,8 +47,8 @@ def evaluate(
     With `filter` they are those of the rows that it keeps, and `filtered_rows` counts the others. With
     `on_bad_rows="skip"` bad rows are left out, counted in `bad_rows` and written to the directory `quarantine`, if one
     is named; `on_report` is told why. A label that is none of the model's classes is wrong, has no loss and is counted
-    in `unseen_labels`; with `unseen_labels="error"` it is bad. DataError names file, row and column; CheckpointError when
-    the bundle is damaged.
+    in `unseen_labels`; with `unseen_labels="error"` it is bad. DataError names file, row and column; CheckpointError
+    when the bundle is damaged.
     """
     from model.bundle.bundle import load_bundle
 

@@ -39,6 +39,7 @@ class Found:
     """The row groups under a path, their bytes once decompressed, and what a filter left out unread: files and rows.
 
     `prepared` is what `prepare` tells of the files, each different answer once; empty for files that others wrote.
+    `unprepared_files` are those of which it tells nothing, beside others.
     """
 
     fragments: list[Fragment]
@@ -46,6 +47,7 @@ class Found:
     excluded_rows: int = 0
     nbytes: int = 0
     prepared: tuple[Prepared, ...] = ()
+    unprepared_files: int = 0
 
 
 def find_fragments(
@@ -88,7 +90,8 @@ def find(
         raise _nothing_left(path, where, excluded=bool(rows or excluded))
     left_out = rows - sum(fragment.rows for fragment in fragments)
     prepared = tuple(dict.fromkeys(footer.prepared for footer in footers if footer.prepared is not None))
-    return Found(fragments, excluded, left_out, sum(footer.nbytes for footer in footers), prepared)
+    unprepared = sum(footer.prepared is None for footer in footers)
+    return Found(fragments, excluded, left_out, sum(footer.nbytes for footer in footers), prepared, unprepared)
 
 
 def of_each_file(read: Callable[..., _Read], files: Sequence[str], *arguments: Iterable[Any]) -> list[_Read]:

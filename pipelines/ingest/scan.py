@@ -20,11 +20,12 @@ from model.scan.fragment_scan import FragmentScan
 from model.scan.needed_columns import optional_columns, read_columns
 from model.scan.split import SplitBy
 from model.scan.split_comparison import Comparison
-from model.storage import join, remove_tree, search_root
+from model.storage import join, remove_tree
 from model.tables.fragments import Fragment
 from model.tables.parquet import find
 from model.tables.schema_agreement import SchemaAgreement
 from pipelines.config import RunConfig
+from pipelines.ingest.choose_split import Choice, choose_split, future_inputs, refuse_mixed_parts, splits
 from pipelines.ingest.fitted_data import FittedData
 from pipelines.ingest.read_task import FEW_FRAGMENTS
 from pipelines.ingest.row_counts import RowCounts
@@ -40,16 +41,17 @@ _log = logging.getLogger("dynamic_rnn")
 def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
     """Scans the data of a run. DataError names file, row and column of what is wrong."""
     names = read_columns(config.model)
-    splits = config.data.validation is None and config.data.validation_fraction > 0
-    if splits and config.data.key:
-        names.append(config.data.key)
+    if splits(config):
+        names += [*config.data.keys, *filter(None, [config.data.validation_by_time])]
     optional, where = optional_columns(config.model), config.data.where
     paths = [path for path in (config.data.train, config.data.validation) if path is not None]
     agreement = SchemaAgreement()
     found = [find(path, names, optional=optional, where=where, agreement=agreement) for path in paths]
     model = with_file_keys(config.model, agreement.types)
     fragments, other = found[0].fragments, found[1].fragments if len(found) > 1 else []
-    split = _split_by(config, fragments) if splits else None
+    refuse_mixed_parts(config, found[0])
+    choice = choose_split(config, found[0]) if splits(config) else Choice(None)
+    split = choice.split
     remove_tree(join(config.directory, QUARANTINE))  # what an earlier scan has left
     order = OrderedMerge()
     counts = config.data.unseen_labels == "count"
@@ -67,12 +69,8 @@ def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
     if split is not None:
         index, validation = split_index(index, scans)
     report = report_of(columns, label, order.total)
-    return _checked(config, FittedData(columns, label, index, validation, report, rows))
-
-
-def _split_by(config: RunConfig, fragments: Sequence[Fragment]) -> SplitBy:
-    root = search_root(config.data.train, [fragment.file for fragment in fragments])
-    return SplitBy(fraction=config.data.validation_fraction, key=config.data.key, root=root)
+    warnings = (*future_inputs(config.model, found[0]), *choice.warnings)
+    return _checked(config, FittedData(columns, label, index, validation, report, rows, choice.told, warnings))
 
 
 def _report_bad_rows(config: RunConfig, rows: RowCounts) -> RowCounts:

@@ -150,7 +150,7 @@ def explain(
     import torch
 
     if rank == 0:
-        write_nan_batch(config.directory, plan, step, config.data.key, error)
+        write_nan_batch(config.directory, plan, step, config.data.keys, error)
     if reduce is not None:
         reduce(torch.zeros(1, device=device))
     return told_where(config.directory, error)

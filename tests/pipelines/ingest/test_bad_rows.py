@@ -328,7 +328,6 @@ def test_an_evaluation_leaves_bad_rows_out_and_counts_them(
         data,
         filter="row != 0",
         on_bad_rows="skip",
-        unseen_labels="error",
         quarantine=str(tmp_path / "aside"),
         on_report=reports.append,
     )
