@@ -24,7 +24,7 @@ from model.tables.filters import Filter
 from model.tables.fragments import Fragment
 from model.tables.parquet import find, first_row, is_stored, read_fragment
 from pipelines.ingest.row_counts import RowCounts
-from pipelines.quarantine import Quarantine
+from pipelines.quarantine import Quarantine, with_way_out
 from pipelines.tasks.map import over_fragments
 
 BAD_ROWS, FILTERED_ROWS = "bad_rows", "filtered_rows"
@@ -104,6 +104,13 @@ class FragmentEvaluator:
         self.quarantine = None if quarantine is None else Quarantine(quarantine)
 
     def __call__(self, fragment: Fragment) -> dict[str, Any]:
+        try:
+            return self._of(fragment)
+        except DataError as error:
+            way_out = error if self.skip else with_way_out(error, fragment, "--on-bad-rows skip")
+            raise way_out from error.__cause__
+
+    def _of(self, fragment: Fragment) -> dict[str, Any]:
         names = [*read_columns(self.bundle.config), *(self.where.columns if self.where is not None else ())]
         try:
             table = read_fragment(fragment, names)

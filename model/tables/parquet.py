@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from model.errors import DataError, DecodeError, first_line
+from model.errors import DataError, DecodeError, first_line, listed
 from model.settings import did_you_mean
 from model.storage import find_files, is_refused, resolve, why
 from model.storage.filesystems import PathLike
@@ -169,7 +169,7 @@ def _check_columns(
 
 def _missing(footer: _Footer, name: str) -> DataError:
     return DataError(
-        f"is not in the file{did_you_mean(name, footer.names)}; its columns are {', '.join(footer.names)}",
+        f"is not in the file{did_you_mean(name, footer.names)}; its columns are {listed(footer.names)}",
         file=footer.file,
         column=name,
     )
@@ -203,8 +203,7 @@ def read_footer(file: str, columns: Sequence[str] = ()) -> pq.FileMetaData:
         schema = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
-            f"must be a whole Parquet file, but its footer cannot be read ({first_line(error)}); write it again or "
-            f"remove it",
+            f"must be a whole Parquet file, but its footer cannot be read ({first_line(error)}); write it again",
             file=file,
         ) from error
     except OSError as error:
@@ -276,7 +275,7 @@ def undecodable(fragment: Fragment, error: BaseException) -> DecodeError:
 def not_decoded(fragment: Fragment, reason: str) -> DecodeError:
     """What to say of a row group whose pages give no rows."""
     return DecodeError(
-        f"row group {fragment.row_group} cannot be decoded ({reason}); write or remove the file", file=fragment.file
+        f"row group {fragment.row_group} cannot be decoded ({reason}); write the file again", file=fragment.file
     )
 
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.config import ModelConfig
+from model.errors import DataError
 from model.registry import import_plugins
 from model.scan.fragment_scan import FragmentScan, scan_fragment
 from model.scan.split import SplitBy
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
-from pipelines.quarantine import Quarantine
+from pipelines.quarantine import Quarantine, with_way_out
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,12 @@ class ScanTask:
 
     def scan(self, number: int) -> FragmentScan:
         """The scan of the fragment with this number. DataError where a row is bad and none may be."""
+        fragment = self.fragments[number]
         on_bad = None if self.quarantine is None else Quarantine(self.quarantine)
-        return scan_fragment(
-            self.fragments[number],
-            self.model,
-            self.split,
-            fit=True,
-            where=self.where,
-            on_bad=on_bad,
-            unseen_labels=self.strict is not None and number >= self.strict,
-        )
+        unseen = self.strict is not None and number >= self.strict
+        try:
+            return scan_fragment(
+                fragment, self.model, self.split, fit=True, where=self.where, on_bad=on_bad, unseen_labels=unseen
+            )
+        except DataError as error:
+            raise error if on_bad else with_way_out(error, fragment, "data.on_bad_rows=skip") from error.__cause__
