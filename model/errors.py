@@ -18,13 +18,21 @@ May import: nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
+
+MOST_CHARACTERS = 600  # of a line: more is not read
+MOST_LISTED = 20
 
 
 class DynamicRnnError(ValueError):
-    """A mistake the user can mend. `exit_code` is what the command line returns for it."""
+    """A mistake the user can mend. `exit_code` is what the command line returns for it; its text has short lines."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return shortened(super().__str__())
 
 
 class ConfigError(DynamicRnnError):
@@ -54,7 +62,7 @@ class DataError(DynamicRnnError):
             None if self.column is None else f"column {self.column!r}",
         ]
         where = ", ".join(place for place in places if place is not None)
-        return f"{where}: {self.problem}" if where else self.problem
+        return shortened(f"{where}: {self.problem}" if where else self.problem)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions pickle as cls(*args); ours take keywords, and workers send them to the driver.
@@ -113,6 +121,23 @@ def from_plain(plain: dict[str, Any]) -> DynamicRnnError:
 
 def _kinds(kind: type[DynamicRnnError]) -> list[type[DynamicRnnError]]:
     return [kind, *(each for below in kind.__subclasses__() for each in _kinds(below))]
+
+
+def shortened(text: str) -> str:
+    """The text, with the middle left out of lines that are too long: what is wrong comes first, what to do last."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    head = MOST_CHARACTERS * 2 // 3
+    tail = MOST_CHARACTERS - head - len(" … ")
+    lines = text.split("\n")
+    return "\n".join(line if len(line) <= MOST_CHARACTERS else f"{line[:head]} … {line[-tail:]}" for line in lines)
+
+
+def listed(names: Iterable[object], most: int = MOST_LISTED) -> str:
+    """`a, b, c`, or the first of them `and n more`."""
+    every = iter(names)
+    shown, more = ", ".join(map(str, islice(every, most))), sum(1 for _ in every)
+    return f"{shown} and {more} more" if more else shown
 
 
 def first_line(error: BaseException) -> str:

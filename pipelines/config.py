@@ -107,12 +107,28 @@ class DataConfig(Settings):
     validation_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of keys (or rows) that validate where `validation` is null; 0 for none"
     )
-    key: str | None = Field(None, description="column that names the entity: its rows never straddle the split")
+    validation_by_time: str | None = Field(
+        None, description="column of times: the latest rows validate, `validation_fraction` of them, rather than any"
+    )
+    key: str | tuple[str, ...] | None = Field(
+        None,
+        description="column (or columns) that name the entity: its rows never straddle the split; null takes the key "
+        "that `prepare` wrote",
+    )
+    mixed_parts: bool = Field(
+        False, description="train on a path that holds several parts of a split that `prepare` made, such as its test"
+    )
     filter: str | None = Field(
         None, description="rows to train and validate on, as in \"country == 'DE' and year >= 2020\"; null for all"
     )
     on_bad_rows: Literal["error", "skip"] = Field(
         "error", description="skip: count the rows that break the contract, set them aside and go on without them"
+    )
+
+    unseen_labels: Literal["count", "error"] = Field(
+        "count",
+        description="labels of validation rows that are of no class: count them as wrong and without a loss, or refuse "
+        "them as bad rows",
     )
 
     @field_validator("filter")
@@ -121,6 +137,23 @@ class DataConfig(Settings):
         if text is not None:
             Filter(text)
         return text
+
+    @field_validator("key")
+    @classmethod
+    def _names_columns(cls, key: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if key == ():
+            raise ValueError("must name at least one column, but is empty; null splits without a key")
+        return key
+
+    def model_post_init(self, _context: object) -> None:
+        if self.validation_by_time is not None and (self.validation is not None or not self.validation_fraction):
+            other = "validation names other rows" if self.validation is not None else "validation_fraction is 0"
+            raise ValueError(f"validation_by_time splits off the latest training rows, but {other}; set one of the two")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns of the key that is named here."""
+        return () if self.key is None else (self.key,) if isinstance(self.key, str) else self.key
 
     @property
     def where(self) -> Filter | None:

@@ -25,7 +25,7 @@ from model.tables.filters import Filter
 from model.tables.fragments import Fragment
 from model.tables.parquet import Found, find, first_row, is_stored, read_fragment
 from pipelines.ingest.row_counts import RowCounts
-from pipelines.quarantine import Quarantine
+from pipelines.quarantine import Quarantine, with_way_out
 from pipelines.tasks.map import over_fragments
 
 BAD_ROWS, FILTERED_ROWS = "bad_rows", "filtered_rows"
@@ -40,6 +40,7 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     filter: str | None = None,
     on_bad_rows: Literal["error", "skip"] = "error",
+    unseen_labels: Literal["count", "error"] = "count",
     quarantine: str | None = None,
     on_report: Callable[[RowCounts], None] | None = None,
 ) -> dict[str, float]:
@@ -47,10 +48,18 @@ def evaluate(
 
     With `filter` they are those of the rows that it keeps, and `filtered_rows` counts the others. With
     `on_bad_rows="skip"` bad rows are left out, counted in `bad_rows` and written to the directory `quarantine`, if one
-    is named; `on_report` is told why. DataError names file, row and column; CheckpointError when the bundle is damaged.
+    is named; `on_report` is told why. A label that is none of the model's classes is wrong, has no loss and is counted
+    in `unseen_labels`; with `unseen_labels="error"` it is bad. DataError names file, row and column; CheckpointError
+    when the bundle is damaged.
     """
     planned = plan_evaluation(
-        bundle, data, plugins=plugins, filter=filter, on_bad_rows=on_bad_rows, quarantine=quarantine
+        bundle,
+        data,
+        plugins=plugins,
+        filter=filter,
+        on_bad_rows=on_bad_rows,
+        quarantine=quarantine,
+        unseen_labels=unseen_labels,
     )
     return run_evaluation(planned, progress, on_report)
 
@@ -66,6 +75,7 @@ class Evaluation:
     where: Filter | None
     skip: bool
     quarantine: str | None
+    unseen_labels: bool  # counted rather than bad
 
 
 def plan_evaluation(
@@ -76,6 +86,7 @@ def plan_evaluation(
     filter: str | None = None,
     on_bad_rows: Literal["error", "skip"] = "error",
     quarantine: str | None = None,
+    unseen_labels: Literal["count", "error"] = "count",
 ) -> Evaluation:
     """What `evaluate` is going to do; its errors, as far as bundle and footers tell."""
     from model.bundle.bundle import load_bundle
@@ -87,7 +98,8 @@ def plan_evaluation(
     loaded = load_bundle(path)
     where = None if filter is None else Filter(filter)
     found = find(data, read_columns(loaded.config), optional=optional_columns(loaded.config), where=where)
-    return Evaluation(path, loaded.label, found, plugins, where, on_bad_rows == "skip", quarantine)
+    counts = unseen_labels == "count"
+    return Evaluation(path, loaded.label, found, plugins, where, on_bad_rows == "skip", quarantine, counts)
 
 
 def run_evaluation(
@@ -127,9 +139,17 @@ class FragmentEvaluator:
         self.network = self.bundle.network().to(device)
         self.where = planned.where
         self.skip = planned.skip
+        self.unseen_labels = planned.unseen_labels
         self.quarantine = None if planned.quarantine is None else Quarantine(planned.quarantine)
 
     def __call__(self, fragment: Fragment) -> dict[str, Any]:
+        try:
+            return self._of(fragment)
+        except DataError as error:
+            way_out = error if self.skip else with_way_out(error, fragment, "--on-bad-rows skip")
+            raise way_out from error.__cause__
+
+    def _of(self, fragment: Fragment) -> dict[str, Any]:
         names = [*read_columns(self.bundle.config), *(self.where.columns if self.where is not None else ())]
         try:
             table = read_fragment(fragment, names)
@@ -161,11 +181,12 @@ class FragmentEvaluator:
         return {"metrics": metrics, "filtered": filtered, "reasons": [asdict(reason) for reason in reasons]}
 
     def _encode(self, table: pa.Table) -> object:
-        return encode_rows(table, self.bundle.columns, self.bundle.label)
+        return encode_rows(table, self.bundle.columns, self.bundle.label, unseen_labels=self.unseen_labels)
 
     def _metrics(self, table: pa.Table) -> MetricState:
         from model.scoring.metrics import table_metrics
 
         if not table.num_rows:
             return {}
-        return table_metrics(self.network, self.bundle.columns, self.bundle.label, table)
+        bundle = self.bundle
+        return table_metrics(self.network, bundle.columns, bundle.label, table, unseen_labels=self.unseen_labels)

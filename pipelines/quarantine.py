@@ -15,13 +15,23 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.errors import DataError
+from model.errors import DataError, DecodeError
 from model.storage import join, stem, write_bytes
 from model.tables.fragments import Fragment
-from model.tables.parquet import first_row, read_whole_fragment
+from model.tables.parquet import first_row, is_stored, read_whole_fragment
 
 FILE, ROW, COLUMN, REASON = "quarantine_file", "quarantine_row", "quarantine_column", "quarantine_reason"
 ROWS = "quarantine_rows"  # of what stands for a whole row group: how many rows it had
+
+
+def with_way_out(error: DataError, fragment: Fragment, option: str) -> DataError:
+    """The error of a bad row, or of a row group that is damaged, with the option that leaves it out; others as they
+    are."""
+    if error.row is None and not (isinstance(error, DecodeError) and is_stored(fragment)):
+        return error
+    what = "such rows" if error.row is not None else "its rows"
+    told = f"{error.problem}; or leave {what} out with {option}"
+    return type(error)(told, file=error.file, row=error.row, column=error.column)
 
 
 def quarantined(table: pa.Table, errors: Mapping[int, DataError], *, file: str, first_row: int) -> pa.Table:

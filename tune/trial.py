@@ -109,12 +109,13 @@ def train_here(config: RunConfig, tuning: TuneConfig, run: RunConfig, settings: 
 
     torch.set_num_threads(run.resources.cpus_per_worker)
     prepared = load_fitted(config.directory)
+    reader = RowReader(prepared.columns, prepared.label, unseen_labels=config.data.unseen_labels == "count")
     device = torch.device("cuda" if cuda else "cpu")
     loop.run(
         job_on(
             run,
             prepared,
-            batches=partial(direct_batches, RowReader(prepared.columns, prepared.label), device=device),
+            batches=partial(direct_batches, reader, device=device),
             report=partial(report_to_tune, tuning),
             device=device,
             resume=loaded(ray.tune.get_checkpoint()),
@@ -207,4 +208,5 @@ def direct_batches(
 ) -> Iterator[SequenceBatch | None]:
     """`Batches` of the only worker, for steps start … stop − 1. DataError names file, row and column."""
     keep_freed_memory(OF_COMPUTING)
+    reader = reader.over(plan)
     return prefetched(planned(plan, reader, 0, 1, start, stop, partial(map, reader.read), KEPT_BYTES), device)

@@ -24,10 +24,15 @@ def encode_rows(
     label: FittedLabel | None = None,
     state_spec: StateSpec | None = None,
     rows_B: np.ndarray | None = None,
+    *,
+    unseen_labels: bool = False,
 ) -> EncodedRows:
-    """A table's rows, encoded; with labels and weights where `label` is given, with states where the table has any."""
+    """A table's rows, encoded; with labels and weights where `label` is given, with states where the table has any.
+
+    Labels of no class are a DataError, or UNSEEN where `unseen_labels` may be.
+    """
     lengths_B, sequence, context = columns.encode(table)
-    labels = None if label is None else label.encode(table, lengths_B)
+    labels = None if label is None else label.encode(table, lengths_B, unseen=unseen_labels)
     return EncodedRows(
         lengths_B=lengths_B,
         rows_B=np.arange(table.num_rows) if rows_B is None else rows_B,

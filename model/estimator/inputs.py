@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.config import ModelConfig
-from model.errors import DataError
+from model.errors import DataError, listed
 from model.estimator.arrays import Converted, context_array, cut, sequence_array, vector
 from model.features.fitted_columns import GROUPS
 from model.features.labels import PredictionType, ProblemType
@@ -107,7 +107,7 @@ def _features(features: Mapping[str, Any], config: ModelConfig) -> tuple[dict[st
     for group in GROUPS:
         for name in config.columns.data_columns(group):
             if name not in features:
-                raise DataError(f"is not in the features; they are {', '.join(map(str, features))}", column=name)
+                raise DataError(f"is not in the features; they are {listed(features)}", column=name)
             if group == "sequence":
                 sequences[name] = sequence_array(features[name], name, numeric=name in numbers)
             else:

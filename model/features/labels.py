@@ -28,6 +28,8 @@ from model.tables.arrow_lists import (
     unnest,
 )
 
+UNSEEN = -1  # the id of a label that is of no class, where such labels may be
+
 
 class ProblemType(StrEnum):
     """What is predicted: a class, or a number (the original's LINEAR_REGRESSION)."""
@@ -70,18 +72,19 @@ class FittedLabel(Settings):
         """The class values in id order."""
         return self.classes if self.classes is not None else tuple(range(self.num_classes or 0))
 
-    def encode(self, table: pa.Table, lengths_B: np.ndarray) -> np.ndarray:
+    def encode(self, table: pa.Table, lengths_B: np.ndarray, *, unseen: bool = False) -> np.ndarray:
         """Labels flat over the steps (MULTIPLE_VALUE) or one a row: int64 class ids or float32.
 
-        DataError for a missing column, a list of another length, a null, and a value outside the classes.
+        DataError for a missing column, a list of another length, a null, and a value outside the classes, which is
+        UNSEEN instead where `unseen` labels may be.
         """
-        return self.encode_entries(*self.entries(table, lengths_B))
+        return self.encode_entries(*self.entries(table, lengths_B), unseen=unseen)
 
-    def encode_entries(self, entries: Array, offsets: np.ndarray | None) -> np.ndarray:
+    def encode_entries(self, entries: Array, offsets: np.ndarray | None, *, unseen: bool = False) -> np.ndarray:
         """`encode` of what `entries` gave."""
         try:
             if self.problem_type is ProblemType.CLASSIFICATION:
-                return self._class_ids(entries)
+                return self._class_ids(entries, unseen=unseen)
             return self._targets(entries)
         except DataError as error:
             raise entry_to_row(error, offsets) from error.__cause__
@@ -107,7 +110,7 @@ class FittedLabel(Settings):
         check_lengths(np.diff(offsets), self.name, lengths_B, "each sequence column")
         return values, offsets
 
-    def _class_ids(self, entries: Array) -> np.ndarray:
+    def _class_ids(self, entries: Array, *, unseen: bool) -> np.ndarray:
         keys = _label_keys(entries, self.name)
         refuse_null(keys, self.name)
         if self.classes is None and pa.types.is_int64(keys.type):
@@ -117,6 +120,8 @@ class FittedLabel(Settings):
             vocabulary = FittedVocabulary(name=self.name, keys=self.class_values, oov_buckets=0)
             ids = vocabulary.encode(keys).values.astype(np.int64)
             outside = ids < 0
+        if outside.any() and unseen:
+            return np.where(outside, UNSEEN, ids)
         if outside.any():
             entry = int(np.argmax(outside))
             raise DataError(
@@ -149,7 +154,7 @@ class FittedLabel(Settings):
         weights = self._column_weights(table, lengths_B)
         if self.class_weights is None or labels is None:
             return weights
-        of_classes: np.ndarray = np.array(self.class_weights, np.float32)[labels]
+        of_classes: np.ndarray = np.array([*self.class_weights, 1], np.float32)[labels]  # the last: UNSEEN
         return of_classes if weights is None else weights * of_classes
 
     def _column_weights(self, table: pa.Table, lengths_B: np.ndarray) -> np.ndarray | None:
@@ -187,12 +192,15 @@ def _label_keys(entries: Array, name: str) -> Array:
 
 
 def fit_classes(name: str, stats: ColumnStats) -> tuple[int, tuple[Key, ...] | None]:
-    """(num_classes, classes) from the training labels: sorted by value; None where they are 0 … n − 1 already."""
+    """(num_classes, classes) from the labels: sorted by value; None where they are 0 … n − 1 already.
+
+    Those that only held-out rows have are counted 0 times: they are classes, but no training can be on them alone.
+    """
     refuse_mixed(stats, name)
-    values = tuple(sorted(learned_keys(stats.keys)))
-    if len(values) < 2:
+    trained, values = len(learned_keys(stats.keys)), _all_values(stats)
+    if trained < 2:
         raise DataError(
-            f"classification needs at least two classes, but the training labels hold {len(values)}",
+            f"classification needs at least two classes, but the training labels hold {trained}",
             column=name,
         )
     return len(values), None if values == tuple(range(len(values))) else values
@@ -207,7 +215,7 @@ def text_values(entries: Array) -> bool:
 def named_classes(name: str, num_classes: int, stats: ColumnStats) -> tuple[Key, ...]:
     """The class values where `num_classes` is declared and the labels are strings: sorted, and all of them seen."""
     refuse_mixed(stats, name)
-    values = tuple(sorted(learned_keys(stats.keys)))
+    values = _all_values(stats)
     if len(values) != num_classes:
         raise DataError(
             f"num_classes is {num_classes}, but the training labels hold {len(values)} values ({_examples(values)}); "
@@ -215,6 +223,10 @@ def named_classes(name: str, num_classes: int, stats: ColumnStats) -> tuple[Key,
             column=name,
         )
     return values
+
+
+def _all_values(stats: ColumnStats) -> tuple[Key, ...]:
+    return tuple(sorted(learned_keys(stats.keys, min_count=0)))
 
 
 def weights_in_order(class_weights: Mapping[str, float], values: tuple[Key, ...]) -> tuple[float, ...] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,14 +94,16 @@ def scan_fragment(
     fit: bool,
     where: Filter | None = None,
     on_bad: OnBad | None = None,
+    unseen_labels: bool = False,
 ) -> FragmentScan:
     """Reads the columns a model needs and scans the rows that `where` keeps; errors name the file and the row in it.
 
     With `on_bad`, bad rows are left out and handed to it; a row group whose pages are damaged is left out as a whole.
+    With `unseen_labels`, as of rows that only validate, labels need be none of the declared classes.
     """
     names = [*read_columns(config), *(where.columns if where is not None else ())]
-    if split is not None and split.key is not None:
-        names.append(split.key)
+    if split is not None:
+        names += split.columns
     try:
         table = read_fragment(fragment, names)
     except DataError as error:
@@ -108,7 +111,9 @@ def scan_fragment(
             raise
         return _unreadable(fragment, config, split, error)
     try:
-        return _scan_used(table, fragment, config, split, fit=fit, where=where, on_bad=on_bad)
+        return _scan_used(
+            table, fragment, config, split, fit=fit, where=where, on_bad=on_bad, unseen_labels=unseen_labels
+        )
     except DataError as error:
         raise error.located(file=fragment.file, first_row=first_row(fragment)) from error.__cause__
 
@@ -135,20 +140,22 @@ def _scan_used(
     fit: bool,
     where: Filter | None,
     on_bad: OnBad | None,
+    unseen_labels: bool,
 ) -> FragmentScan:
     """The scan of the rows that are kept and not bad, spread over all rows. A DataError's row is that of `table`."""
     rows = np.arange(table.num_rows) if where is None else np.flatnonzero(kept_rows(where, table))
     reasons: tuple[Reason, ...] = ()
+    scan_rows = partial(_scan_rows, fragment=fragment, config=config, split=split, fit=fit, unseen_labels=unseen_labels)
     try:
-        scan = _scan_rows(table, rows, fragment, config, split, fit=fit)
+        scan = scan_rows(table, rows)
     except DataError:
         if on_bad is None:
             raise
-        errors = _bad_rows(table, rows, config)
+        errors = _bad_rows(table, rows, config, unseen_labels=unseen_labels)
         on_bad(fragment, errors)
         reasons = reasons_of(errors, fragment.file, first_row(fragment))
         rows = rows[~np.isin(rows, list(errors))]
-        scan = _scan_rows(table, rows, fragment, config, split, fit=fit)
+        scan = scan_rows(table, rows)
     if len(rows) == table.num_rows:
         return scan
     return replace(
@@ -161,22 +168,30 @@ def _scan_used(
 
 
 def _scan_rows(
-    table: pa.Table, rows: np.ndarray, fragment: Fragment, config: ModelConfig, split: SplitBy | None, *, fit: bool
+    table: pa.Table,
+    rows: np.ndarray,
+    *,
+    fragment: Fragment,
+    config: ModelConfig,
+    split: SplitBy | None,
+    fit: bool,
+    unseen_labels: bool,
 ) -> FragmentScan:
     place = f"{fragment.file.removeprefix(split.root if split else '')}#{fragment.row_group}"
     try:
-        return scan_table(_taken(table, rows), config, split, fit=fit, place=place, rows=rows)
+        used = _taken(table, rows)
+        return scan_table(used, config, split, fit=fit, place=place, rows=rows, unseen_labels=unseen_labels)
     except DataError as error:
         raise _at(error, rows) from error.__cause__
 
 
-def _bad_rows(table: pa.Table, rows: np.ndarray, config: ModelConfig) -> dict[int, DataError]:
+def _bad_rows(table: pa.Table, rows: np.ndarray, config: ModelConfig, *, unseen_labels: bool) -> dict[int, DataError]:
     """The errors of those of the `rows` of a table that are bad, by their place in it."""
     used = SequenceTable.of(_taken(table, rows), config.columns)
     widths = common_widths(used, config)
 
     def check(part: pa.Table) -> None:
-        checked_stats(SequenceTable(part, config.columns), config, widths)
+        checked_stats(SequenceTable(part, config.columns), config, widths, unseen_labels=unseen_labels)
 
     return {int(rows[row]): error for row, error in find_bad_rows(used.table, check).items()}
 
@@ -205,19 +220,22 @@ def scan_table(
     fit: bool,
     place: str,
     rows: np.ndarray | None = None,
+    unseen_labels: bool = False,
 ) -> FragmentScan:
     """`scan_fragment` on a table in memory; `rows` are the places of its rows in the fragment `place`.
 
-    Every row is checked; training rows (all, without a split) give the statistics.
+    Every row is checked; training rows (all, without a split) give the statistics. Of the labels of held-out rows just
+    the values are told, as counted 0 times: a class that no training row has is one all the same.
     """
     whole = SequenceTable.of(table, config.columns)
     lengths = whole.lengths_B.astype(np.int32)
     if split is None:
-        stats, training = checked_stats(whole, config), None
+        stats, training = checked_stats(whole, config, unseen_labels=unseen_labels), None
     else:
         training = training_rows(whole.table, split, place, rows)
         stats = _stats_at(np.flatnonzero(training), whole.table, config)
-        _stats_at(np.flatnonzero(~training), whole.table, config)
+        held_out = _stats_at(np.flatnonzero(~training), whole.table, config)
+        stats.labels.keys.update(dict.fromkeys(held_out.labels.keys, 0))
     scan = FragmentScan(lengths, training, stats.columns, stats.labels)
     return scan if fit else scan.without_stats()
 

@@ -24,11 +24,14 @@ from model.features.stats import ColumnStats, keys_of, matrix_of, numeric_stats,
 from model.tables.arrow_lists import Array, is_list, numbers
 
 
-def checked_stats(rows: SequenceTable, config: ModelConfig, widths: Mapping[str, int] | None = None) -> DataStats:
+def checked_stats(
+    rows: SequenceTable, config: ModelConfig, widths: Mapping[str, int] | None = None, *, unseen_labels: bool = False
+) -> DataStats:
     """Statistics of a table; refuses now, and for rows of every split, what would otherwise stop the training midway.
 
     Numbers are encoded by a provisional fit of this table; labels and weights as far as the classes are declared.
-    `widths` say how many values an entry of a numeric column must hold.
+    `widths` say how many values an entry of a numeric column must hold. With `unseen_labels` labels need be none of
+    the declared classes.
     """
     lengths_B = rows.lengths_B
     columns, quantiles = {}, config.columns.learned_boundaries()
@@ -53,7 +56,7 @@ def checked_stats(rows: SequenceTable, config: ModelConfig, widths: Mapping[str,
         except DataError as error:
             raise entry_to_row(error, offsets) from error.__cause__
     else:
-        label.encode_entries(entries, offsets)
+        label.encode_entries(entries, offsets, unseen=unseen_labels)
     label.encode_weights(rows.table, lengths_B)
     return DataStats(columns, _label_stats(entries, config))
 

@@ -28,14 +28,23 @@ class Comparison:
     """Takes what fragments of validation rows tell, and keeps what it takes to compare them with training.
 
     `training` merges the fragments that are trained on, `fitted` in number; parts that come before these wait. `path`
-    is where validation rows lie, for errors.
+    is where validation rows lie, for errors. `unseen_labels`: whether labels of no class are counted, or an error.
     """
 
-    def __init__(self, config: ModelConfig, training: OrderedMerge, fitted: int, path: str | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        training: OrderedMerge,
+        fitted: int,
+        path: str | None = None,
+        *,
+        unseen_labels: bool = False,
+    ) -> None:
         self.leaves = {key: leaf for _, key, leaf in iterate_leaves(config.columns)}
         self.training = training
         self.fitted = fitted
         self.path = path
+        self.unseen_labels = unseen_labels
         self.unknown: Counter[str] = Counter()
         self.filled: Counter[str] = Counter()
         self.low: dict[str, np.ndarray] = {}
@@ -77,18 +86,10 @@ class Comparison:
         self.high[key] = np.maximum(self.high.get(key, stats.high), stats.high)
 
     def lines(self, label: FittedLabel) -> Iterator[str]:
-        """What to warn of. DataError where labels are of classes that the model does not have."""
+        """What to warn of. DataError where labels are of classes that the model does not have and none may be."""
         self._settle()
         assert not self._waiting, "training is merged when validation is told of"
-        new = [value for value in self.labels if value not in set(label.class_values)]
-        if new:
-            shown = ", ".join(repr(value) for value in new[:MOST_SHOWN])
-            raise DataError(
-                f"labels must be of the classes that the training rows have, but {len(new)} others stand here "
-                f"({shown}); declare model.classes, or leave these rows out",
-                file=self.path,
-                column=label.name,
-            )
+        yield from self._unseen(label)
         total = self.training.total
         for key, leaf in self.leaves.items():
             training = total.columns[key]
@@ -97,6 +98,30 @@ class Comparison:
             else:
                 yield from self._strange(key, leaf, training)
         yield from self._far("", label.name, total.labels)
+
+    def _unseen(self, label: FittedLabel) -> Iterator[str]:
+        """A line where labels are of classes that the model does not have, or a DataError."""
+        classes = set(label.class_values)
+        new = [value for value in self.labels if value not in classes]
+        if not new:
+            return
+        more = ", …" if len(new) > MOST_SHOWN else ""
+        shown = ", ".join(repr(value) for value in new[:MOST_SHOWN]) + more
+        if not self.unseen_labels:
+            raise DataError(
+                f"labels must be of the classes that the training rows have, but {len(new)} others stand here "
+                f"({shown}); declare model.classes with all of them, count them as wrong with "
+                "data.unseen_labels=count, or leave these rows out",
+                file=self.path,
+                column=label.name,
+            )
+        count = sum(self.labels[value] for value in new)
+        yield (
+            f"column {label.name!r}: {count} of {self.labels.total()} labels of the validation rows are of {len(new)} "
+            f"classes that the training rows do not have ({shown}): they count as wrong and have no loss, see "
+            "unseen_labels; declare model.classes with them to have them learned, or refuse them with "
+            "data.unseen_labels=error"
+        )
 
     def _far(self, key: str, name: str, training: ColumnStats) -> Iterator[str]:
         """A line where numbers lie far outside those of training."""

@@ -1,6 +1,7 @@
 """Where a model errs: by class, by confidence, by length of the sequence; residuals of a regression. Sums that merge.
 
-An item is a real step (multiple_value) or a row (single_value) of positive weight, and counts with its weight.
+An item is a real step (multiple_value) or a row (single_value) of positive weight, and counts with its weight; one
+whose label is none of the model's classes is left out.
 N items, C classes. Knows no files, no reports.
 """
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from model.batches.collate import SequenceBatch
-from model.features.labels import FittedLabel, ProblemType
+from model.features.labels import UNSEEN, FittedLabel, ProblemType
 from model.network import heads
 from model.network.network import RnnNetwork
 
@@ -62,6 +63,8 @@ def _add(total: Diagnostics, network: RnnNetwork, label: FittedLabel, batch: Seq
     assert batch.labels is not None, "diagnostics need labels"
     assert batch.weights is not None, "labels come with weights"
     kept = batch.weights > 0
+    if label.problem_type is ProblemType.CLASSIFICATION:
+        kept = kept & (batch.labels != UNSEEN)
     weights, labels = (each[kept].double().cpu().numpy() for each in (batch.weights, batch.labels))
     lengths = batch.lengths_B.to(kept.device)
     power = lengths[:, None].expand(kept.shape)[kept] if label.per_step else lengths[kept]

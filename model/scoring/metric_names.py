@@ -13,6 +13,7 @@ from model.features.labels import FittedLabel, ProblemType
 
 TRAIN_LOSS = "train_loss"
 VALIDATION_LOSS = "validation_loss"
+UNSEEN_LABELS = "unseen_labels"  # told only where there are some
 COUNTS = ("rows", "weight")  # what the others are means over: no end of these is good
 MAXIMISED = ("accuracy", "r2")
 
@@ -20,7 +21,7 @@ MAXIMISED = ("accuracy", "r2")
 def sum_names(label: FittedLabel) -> tuple[str, ...]:
     """The sums of `batch_state`, known to a worker that has seen no batch."""
     if label.problem_type is ProblemType.CLASSIFICATION:
-        return (*COUNTS, "loss", "correct")
+        return (*COUNTS, "loss", "correct", "unseen", "unseen_weight")
     return (*COUNTS, "loss", "absolute", "target", "target_squares")
 
 

@@ -14,27 +14,37 @@ import torch
 from model.batches.collate import SequenceBatch, length_batches
 from model.batches.encode import encode_rows
 from model.features.fitted_columns import FittedColumns
-from model.features.labels import FittedLabel, ProblemType
+from model.features.labels import UNSEEN, FittedLabel, ProblemType
 from model.network import heads
 from model.network.network import RnnNetwork
+from model.scoring.metric_names import UNSEEN_LABELS
 
 MetricState = dict[str, float]
 
 
 def batch_state(label: FittedLabel, logits: torch.Tensor, batch: SequenceBatch) -> MetricState:
-    """The sums of one batch: weighted loss and, by problem, correct predictions or errors and targets."""
+    """The sums of one batch: weighted loss and, by problem, correct predictions or errors and targets.
+
+    Labels of a class that the model does not have have no loss. They are counted, and their weight is summed by itself.
+    """
     assert batch.labels is not None, "metrics need labels"
     assert batch.weights is not None, "labels come with weights"
     weights = batch.weights.double()
-    losses = heads.loss(label, logits, batch.labels).double()
-    state = {"rows": float(len(batch)), "weight": _total(weights), "loss": _total(losses * weights)}
+    state = {"rows": float(len(batch)), "weight": _total(weights)}
     if label.problem_type is ProblemType.CLASSIFICATION:
-        correct = heads.class_ids(label, logits) == batch.labels
-        return state | {"correct": _total(correct.double() * weights)}
+        unseen = batch.labels == UNSEEN
+        losses = heads.loss(label, logits, batch.labels.clamp(min=0)).double()
+        return state | {
+            "loss": _total(losses * weights.masked_fill(unseen, 0)),
+            "correct": _total((heads.class_ids(label, logits) == batch.labels).double() * weights),
+            "unseen": _total(unseen & (weights > 0)),
+            "unseen_weight": _total(weights * unseen),
+        }
+    losses = heads.loss(label, logits, batch.labels).double()
     targets = batch.labels.double()
     errors = (heads.scores(label, logits.double()) - targets).abs()
     return state | {
-        "loss": state["loss"] * label.scale**2,  # in the label's units
+        "loss": _total(losses * weights) * label.scale**2,  # in the label's units
         "absolute": _total(errors * weights),
         "target": _total(targets * weights),
         "target_squares": _total(targets**2 * weights),
@@ -57,21 +67,27 @@ def merged(states: Iterable[Mapping[str, float]]) -> MetricState:
 def results(label: FittedLabel, state: Mapping[str, float]) -> dict[str, float]:
     """Metrics of the summed rows: weighted means over real steps or rows; NaN where nothing had weight.
 
-    Classification: loss (nats), accuracy, perplexity = exp(loss), bits_per_step (or bits_per_row) = loss / ln 2.
+    Classification: loss (nats), accuracy, perplexity = exp(loss), bits_per_step (or bits_per_row) = loss / ln 2; and
+    unseen_labels, where there are some: steps or rows whose label is none of the classes, wrong and without a loss.
     Regression: loss (mean squared error), rmse, mae, r2.
     """
     weight = state.get("weight", 0.0)
     if not weight:
         return {"loss": math.nan, "rows": state.get("rows", 0.0)}
-    loss = state["loss"] / weight
+    known = weight - state.get("unseen_weight", 0.0)
+    loss = state["loss"] / known if known else math.nan
     shared = {"loss": loss, "rows": state["rows"], "weight": weight}
     if label.problem_type is ProblemType.CLASSIFICATION:
         bits = "bits_per_step" if label.per_step else "bits_per_row"
-        return shared | {
-            "accuracy": state["correct"] / weight,
-            "perplexity": math.exp(min(loss, 700.0)),
-            bits: loss / math.log(2),
-        }
+        return (
+            shared
+            | {
+                "accuracy": state["correct"] / weight,
+                "perplexity": math.exp(min(loss, 700.0)),
+                bits: loss / math.log(2),
+            }
+            | ({UNSEEN_LABELS: state["unseen"]} if state.get("unseen") else {})
+        )
     square = state["target_squares"] / weight
     variance = square - (state["target"] / weight) ** 2
     return shared | {
@@ -81,9 +97,11 @@ def results(label: FittedLabel, state: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def table_metrics(network: RnnNetwork, columns: FittedColumns, label: FittedLabel, table: pa.Table) -> MetricState:
+def table_metrics(
+    network: RnnNetwork, columns: FittedColumns, label: FittedLabel, table: pa.Table, *, unseen_labels: bool = False
+) -> MetricState:
     """The sums of `model.scoring.metrics` over a table's rows. DataError's row is the row in the table."""
-    rows = encode_rows(table, columns, label)
+    rows = encode_rows(table, columns, label, unseen_labels=unseen_labels)
     return merged(_sums(network, label, batch) for batch in length_batches(rows))
 
 

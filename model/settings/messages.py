@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
-from model.errors import ConfigError
+from model.errors import MOST_LISTED, ConfigError, listed
 from model.settings.fields import every_field, fields_of, inside, is_config, leaves, members, tags
 
 # What must be, for each of pydantic's error types; the braces are filled from the error's context.
@@ -73,9 +73,12 @@ class _Fault:
 
 
 def config_error(where: str, faults: Sequence[str]) -> ConfigError:
-    """One fault is one line; several are a header and a line each."""
+    """One fault is one line; several are a header and a line each, as many as are read."""
     lines = [f"{where}: {fault}" for fault in dict.fromkeys(faults)]
-    return ConfigError(lines[0] if len(lines) == 1 else "\n".join([f"{where}: {len(lines)} faults", *lines]))
+    if len(lines) == 1:
+        return ConfigError(lines[0])
+    more = [f"{where}: and {len(lines) - MOST_LISTED} more"] if len(lines) > MOST_LISTED else []
+    return ConfigError("\n".join([f"{where}: {len(lines)} faults", *lines[:MOST_LISTED], *more]))
 
 
 def fault_lines(config_class: type[BaseModel], error: ValidationError) -> list[str]:
@@ -285,7 +288,7 @@ def _unknown(root: type[BaseModel], place: _Place) -> str:
     paths = list(dict.fromkeys(dotted(path) for path, _ in everywhere if path[-1] == near))
     if paths:
         return f"{line}; did you mean {' or '.join(paths[:3])}?"
-    return f"{line}; {dotted(above) or 'the top level'} has {', '.join(level) or 'no settings'}"
+    return f"{line}; {dotted(above) or 'the top level'} has {listed(level) or 'no settings'}"
 
 
 def _one_of(expected: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from model.errors import DataError
+from model.errors import DataError, listed
 from model.tables import compute as pc
 
 Array: TypeAlias = Any  # a pyarrow.Array; pyarrow ships no types
@@ -187,7 +187,7 @@ def owner(offsets: np.ndarray, entry: int) -> int:
 def require_column(table: pa.Table, name: str) -> Array:
     """A column as one plain array; a DataError that lists what there is when it is missing."""
     if name not in table.column_names:
-        raise DataError(f"is not in the data; the columns are {', '.join(table.column_names)}", column=name)
+        raise DataError(f"is not in the data; the columns are {listed(table.column_names)}", column=name)
     return plain(table.column(name))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from model.errors import DataError, DecodeError, first_line
+from model.errors import DataError, DecodeError, first_line, listed
 from model.settings import did_you_mean
 from model.storage import find_files, is_refused, resolve, why
 from model.storage.filesystems import PathLike
@@ -41,6 +41,7 @@ class Found:
     """The row groups under a path, about their bytes in memory, and what a filter left out unread: files and rows.
 
     `prepared` is what `prepare` tells of the files, each different answer once; empty for files that others wrote.
+    `unprepared_files` are those of which it tells nothing, beside others.
     """
 
     fragments: list[Fragment]
@@ -48,6 +49,7 @@ class Found:
     excluded_rows: int = 0
     nbytes: int = 0
     prepared: tuple[Prepared, ...] = ()
+    unprepared_files: int = 0
 
 
 def find_fragments(
@@ -90,7 +92,8 @@ def find(
         raise _nothing_left(path, where, excluded=bool(rows or excluded))
     left_out = rows - sum(fragment.rows for fragment in fragments)
     prepared = tuple(dict.fromkeys(footer.prepared for footer in footers if footer.prepared is not None))
-    return Found(fragments, excluded, left_out, sum(footer.nbytes for footer in footers), prepared)
+    unprepared = sum(footer.prepared is None for footer in footers)
+    return Found(fragments, excluded, left_out, sum(footer.nbytes for footer in footers), prepared, unprepared)
 
 
 def of_each_file(read: Callable[..., _Read], files: Sequence[str], *arguments: Iterable[Any]) -> list[_Read]:
@@ -181,7 +184,7 @@ def _check_columns(
 
 def _missing(footer: _Footer, name: str) -> DataError:
     return DataError(
-        f"is not in the file{did_you_mean(name, footer.names)}; its columns are {', '.join(footer.names)}",
+        f"is not in the file{did_you_mean(name, footer.names)}; its columns are {listed(footer.names)}",
         file=footer.file,
         column=name,
     )
@@ -215,8 +218,7 @@ def read_footer(file: str, columns: Sequence[str] = ()) -> pq.FileMetaData:
         schema = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
-            f"must be a whole Parquet file, but its footer cannot be read ({first_line(error)}); write it again or "
-            f"remove it",
+            f"must be a whole Parquet file, but its footer cannot be read ({first_line(error)}); write it again",
             file=file,
         ) from error
     except OSError as error:
@@ -288,7 +290,7 @@ def undecodable(fragment: Fragment, error: BaseException) -> DecodeError:
 def not_decoded(fragment: Fragment, reason: str) -> DecodeError:
     """What to say of a row group whose pages give no rows."""
     return DecodeError(
-        f"row group {fragment.row_group} cannot be decoded ({reason}); write or remove the file", file=fragment.file
+        f"row group {fragment.row_group} cannot be decoded ({reason}); write the file again", file=fragment.file
     )
 
 

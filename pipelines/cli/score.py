@@ -13,6 +13,13 @@ from pipelines.console import Console
 TOLD_BAD_ROWS = 20  # shown one by one; the rest is in the quarantine
 
 
+class UnseenLabels(StrEnum):
+    """What to do with labels that are none of the model's classes."""
+
+    COUNT = "count"
+    ERROR = "error"
+
+
 class BadRows(StrEnum):
     """What to do with rows that break the data contract."""
 
@@ -33,6 +40,10 @@ def evaluate(
     only: Annotated[
         str | None, typer.Option("--filter", metavar="EXPRESSION", help="rows to keep, such as \"country == 'DE'\"")
     ] = None,
+    unseen_labels: Annotated[
+        UnseenLabels,
+        typer.Option("--unseen-labels", help="labels of no class: count them as wrong and without a loss, or bad rows"),
+    ] = UnseenLabels.COUNT,
     plugin: Plugins = None,
     executor: Executor = "auto",
     address: Address = None,
@@ -41,6 +52,7 @@ def evaluate(
     from pipelines.evaluate import plan_evaluation
 
     choices: dict[str, Any] = {"plugins": tuple(plugin or ()), "on_bad_rows": on_bad_rows.value, "filter": only}
+    choices["unseen_labels"] = unseen_labels.value
     evaluation = plan_evaluation(bundle, data, quarantine=quarantine, **choices)  # mistakes are told before Ray starts
     with executor_for(context, executor, evaluation.found.nbytes, local_cpus(), address):
         show_evaluation(context.obj, evaluation, f"{bundle} on {data}")

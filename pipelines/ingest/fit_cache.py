@@ -6,6 +6,7 @@ scans again; a resumed one scans again, too, and goes on only if it finds the sa
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -18,6 +19,8 @@ from pipelines.config import RunConfig
 from pipelines.ingest.fit_signature import changes, forget, listed, signature_of, store
 from pipelines.ingest.fitted_data import FittedData, has_fitted, load_fitted, save_fitted
 from pipelines.ingest.scan import Progress, fit_data
+
+_log = logging.getLogger("dynamic_rnn")
 
 
 def check_fit(config: RunConfig) -> None:
@@ -47,13 +50,15 @@ def fitted_data(
 ) -> FittedData:
     """A run's fitted columns and row indexes: what is stored where it is current, else scanned and stored.
 
-    `say` gets a line on why columns are fitted: none are stored, or they no longer hold. DataError for bad data;
+    `say` gets a line on why columns are fitted: none are stored, or they no longer hold; and one on how rows are split.
+    DataError for bad data;
     ConfigError where a resumed run would go on with other data than it began with.
     """
     directory, signature = config.directory, signature_of(config)
     stored = load_fitted(directory) if has_fitted(directory) else None
     changed = changes(config, signature) if stored is not None else []
     if stored is not None and not changed:
+        _tell(stored, say)
         return stored
     if say is not None:
         say(
@@ -70,7 +75,16 @@ def fitted_data(
     forget(directory)  # until all of it is written
     save_fitted(directory, found)
     store(directory, signature)
+    _tell(found, say)
     return found
+
+
+def _tell(prepared: FittedData, say: Callable[[str], None] | None) -> None:
+    """By what rows are split and what is amiss with that, at every start."""
+    if say is not None and prepared.split:
+        say(prepared.split)
+    for line in prepared.warnings:
+        _log.warning(line)
 
 
 def same(one: FittedData, other: FittedData) -> bool:

@@ -24,7 +24,7 @@ class FittedData:
     """Fitted columns and label, and the indexes of training and (possibly no) validation rows.
 
     `report` is `model.scan.fit_report`'s; empty where an earlier version has stored none. `rows` says what became of
-    the rows of both.
+    the rows of both; `split` tells by what rows were split, and `warnings` what is amiss with split and inputs.
     """
 
     columns: FittedColumns
@@ -33,6 +33,8 @@ class FittedData:
     validation: DataIndex | None
     report: dict[str, Any] = field(default_factory=dict, compare=False)
     rows: RowCounts = field(default_factory=RowCounts, compare=False)
+    split: str = field(default="", compare=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
 
 def save_fitted(directory: str, prepared: FittedData) -> None:
@@ -49,6 +51,8 @@ def save_fitted(directory: str, prepared: FittedData) -> None:
         "validation": prepared.validation is not None,
         "report": prepared.report,
         "rows": prepared.rows.to_plain(),
+        "split": prepared.split,
+        "warnings": prepared.warnings,
     }
     rows = json.dumps(description["rows"], ensure_ascii=False, indent=2)
     write_bytes(join(directory, ROW_COUNTS), rows.encode())
@@ -71,6 +75,8 @@ def load_fitted(directory: str) -> FittedData:
         _read_index(join(directory, VALIDATION_INDEX)) if description["validation"] else None,
         description.get("report", {}),
         RowCounts.from_plain(description["rows"]) if "rows" in description else RowCounts(),
+        description.get("split", ""),
+        tuple(description.get("warnings", ())),
     )
 
 

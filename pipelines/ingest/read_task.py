@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow as pa
 from model.batches.arrow_transport import to_arrow
 from model.batches.encode import encode_rows
 from model.batches.encoded_rows import EncodedRows
-from model.batches.plan import DataIndex
+from model.batches.plan import DataIndex, Plan
 from model.batches.reorder import take_across
 from model.errors import DataError, to_plain
 from model.features.fitted_columns import FittedColumns
@@ -76,16 +76,24 @@ class Request:
 
 @dataclass(frozen=True)
 class RowReader:
-    """Reads and encodes requests. `label` is None where nothing is known to compare with (prediction)."""
+    """Reads and encodes requests. `label` is None where nothing is known to compare with (prediction).
+
+    Labels of no class are UNSEEN where `unseen_labels` may be, else a DataError.
+    """
 
     columns: FittedColumns
     label: FittedLabel | None
+    unseen_labels: bool = False
 
     @property
     def names(self) -> list[str]:
         """The data columns that are read."""
         label = () if self.label is None else (self.label.name, self.label.weight)
         return [*self.columns.input_names, *(name for name in label if name is not None)]
+
+    def over(self, plan: Plan) -> RowReader:
+        """The reader of a plan's rows: those that train have no unseen labels."""
+        return replace(self, unseen_labels=self.unseen_labels and not plan.shuffle)
 
     def read(self, request: Request) -> EncodedRows:
         """The request's rows in its order. DataError names file, row in the file, and column."""
@@ -106,7 +114,7 @@ class RowReader:
         if len(rows) < table.num_rows:
             table = table.take(pa.array(rows - start))
         try:
-            return encode_rows(table, self.columns, self.label, rows_B=rows)
+            return encode_rows(table, self.columns, self.label, rows_B=rows, unseen_labels=self.unseen_labels)
         except DataError as error:
             row = None if error.row is None else int(rows[error.row]) - start + first_row(fragment)
             raise DataError(error.problem, file=fragment.file, row=row, column=error.column) from error.__cause__

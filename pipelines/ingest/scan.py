@@ -20,12 +20,13 @@ from model.scan.fragment_scan import FragmentScan
 from model.scan.needed_columns import optional_columns, read_columns
 from model.scan.split import SplitBy
 from model.scan.split_comparison import Comparison
-from model.storage import join, remove_tree, search_root
+from model.storage import join, remove_tree
 from model.tables.fragments import Fragment
 from model.tables.parquet import Found, find
 from model.tables.schema_agreement import SchemaAgreement
 from pipelines.cluster.capacity import ray_is_running
 from pipelines.config import RunConfig
+from pipelines.ingest.choose_split import Choice, choose_split, future_inputs, refuse_mixed_parts, splits
 from pipelines.ingest.fitted_data import FittedData
 from pipelines.ingest.read_task import FEW_FRAGMENTS
 from pipelines.ingest.row_counts import RowCounts
@@ -44,17 +45,14 @@ def find_data(config: RunConfig, agreement: SchemaAgreement | None = None) -> li
     DataError for files or columns that are not there, or that contradict each other.
     """
     names = read_columns(config.model)
-    if splits_rows(config) and config.data.key:
-        names.append(config.data.key)
+    if splits(config):
+        names += [*config.data.keys, *filter(None, [config.data.validation_by_time])]
     optional, where = optional_columns(config.model), config.data.where
     paths = [path for path in (config.data.train, config.data.validation) if path is not None]
     agreement = agreement or SchemaAgreement()
-    return [find(path, names, optional=optional, where=where, agreement=agreement) for path in paths]
-
-
-def splits_rows(config: RunConfig) -> bool:
-    """Whether the rows that validate are split off those of the training path."""
-    return config.data.validation is None and config.data.validation_fraction > 0
+    found = [find(path, names, optional=optional, where=where, agreement=agreement) for path in paths]
+    refuse_mixed_parts(config, found[0])
+    return found
 
 
 def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
@@ -63,11 +61,13 @@ def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
     found = find_data(config, agreement)
     model = with_file_keys(config.model, agreement.types)
     fragments, other = found[0].fragments, found[1].fragments if len(found) > 1 else []
-    split = _split_by(config, fragments) if splits_rows(config) else None
+    choice = choose_split(config, found[0]) if splits(config) else Choice(None)
+    split = choice.split
     remove_tree(join(config.directory, QUARANTINE))  # what an earlier scan has left
     order = OrderedMerge()
-    compared = Comparison(model, order, len(fragments), config.data.validation)
-    task = scan_task(fragments + other, config, model, split)
+    counts = config.data.unseen_labels == "count"
+    compared = Comparison(model, order, len(fragments), config.data.validation, unseen_labels=counts)
+    task = scan_task(fragments, other, config, model, split)
     nbytes, count = sum(each.nbytes for each in found), len(task.fragments)
     here = not ray_is_running() or (nbytes <= SMALL_BYTES and count <= FEW_FRAGMENTS)
     scans = collected(scanned_here(task) if here else scanned(task, nbytes), count, order, compared, progress)
@@ -80,12 +80,8 @@ def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
     if split is not None:
         index, validation = split_index(index, scans)
     report = report_of(columns, label, order.total)
-    return _checked(config, FittedData(columns, label, index, validation, report, rows))
-
-
-def _split_by(config: RunConfig, fragments: Sequence[Fragment]) -> SplitBy:
-    root = search_root(config.data.train, [fragment.file for fragment in fragments])
-    return SplitBy(fraction=config.data.validation_fraction, key=config.data.key, root=root)
+    warnings = (*future_inputs(config.model, found[0]), *choice.warnings)
+    return _checked(config, FittedData(columns, label, index, validation, report, rows, choice.told, warnings))
 
 
 def _report_bad_rows(config: RunConfig, rows: RowCounts) -> RowCounts:
@@ -117,10 +113,18 @@ def _checked(config: RunConfig, prepared: FittedData) -> FittedData:
     return prepared
 
 
-def scan_task(fragments: Sequence[Fragment], config: RunConfig, model: ModelConfig, split: SplitBy | None) -> ScanTask:
-    """What scans any of the fragments; statistics by `model`."""
+def scan_task(
+    fragments: Sequence[Fragment],
+    validation: Sequence[Fragment],
+    config: RunConfig,
+    model: ModelConfig,
+    split: SplitBy | None,
+) -> ScanTask:
+    """What scans any of the fragments, first those that are trained on; statistics by `model`."""
     quarantine = join(config.directory, QUARANTINE) if config.data.on_bad_rows == "skip" else None
-    return ScanTask(tuple(fragments), model, split, config.plugins, config.data.where, quarantine)
+    strict = len(fragments) if config.data.unseen_labels == "count" else None
+    every = (*fragments, *validation)
+    return ScanTask(every, model, split, config.plugins, config.data.where, quarantine, strict)
 
 
 def scanned(task: ScanTask, nbytes: int) -> Iterator[tuple[int, FragmentScan]]:

@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.config import ModelConfig
+from model.errors import DataError
 from model.registry import import_plugins
 from model.scan.fragment_scan import FragmentScan, scan_fragment
 from model.scan.split import SplitBy
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
-from pipelines.quarantine import Quarantine
+from pipelines.quarantine import Quarantine, with_way_out
 
 
 @dataclass(frozen=True)
 class ScanTask:
-    """Scans one fragment. `quarantine` is the directory for bad rows; None: a bad row is an error."""
+    """Scans one fragment. `quarantine` is the directory for bad rows; None: a bad row is an error.
+
+    From fragment `strict` on labels need be none of the declared classes; None: all of them must.
+    """
 
     fragments: tuple[Fragment, ...]
     model: ModelConfig
@@ -28,6 +32,7 @@ class ScanTask:
     plugins: tuple[str, ...]
     where: Filter | None = None
     quarantine: str | None = None
+    strict: int | None = None
 
     def __call__(self, number: int) -> dict[str, Any]:
         """The scan as plain data, in a task."""
@@ -36,5 +41,12 @@ class ScanTask:
 
     def scan(self, number: int) -> FragmentScan:
         """The scan of the fragment with this number. DataError where a row is bad and none may be."""
+        fragment = self.fragments[number]
         on_bad = None if self.quarantine is None else Quarantine(self.quarantine)
-        return scan_fragment(self.fragments[number], self.model, self.split, fit=True, where=self.where, on_bad=on_bad)
+        unseen = self.strict is not None and number >= self.strict
+        try:
+            return scan_fragment(
+                fragment, self.model, self.split, fit=True, where=self.where, on_bad=on_bad, unseen_labels=unseen
+            )
+        except DataError as error:
+            raise error if on_bad else with_way_out(error, fragment, "data.on_bad_rows=skip") from error.__cause__

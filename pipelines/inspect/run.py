@@ -103,7 +103,8 @@ def _look(
     if config is not None:
         names = read_footer(fragments[0].file).schema.to_arrow_schema().names
         names += [name for name, _ in fragments[0].partitions]
-        return configured_look(config.model, key or config.data.key, names, config.data.where, config.plugins)
+        named = config.data.keys[0] if config.data.keys else None
+        return configured_look(config.model, key or named, names, config.data.where, config.plugins)
     return choose_look(_peek(fragments), label, key, frozenset(name for name, _ in fragments[0].partitions))
 
 

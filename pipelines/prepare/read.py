@@ -75,7 +75,7 @@ class EventReader:
                     first_row += batch.num_rows
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(
-                f"row group {fragment.row_group} cannot be decoded ({first_line(error)}); write or remove the file",
+                f"row group {fragment.row_group} cannot be decoded ({first_line(error)}); write the file again",
                 file=fragment.file,
             ) from error
 

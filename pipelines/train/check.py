@@ -12,7 +12,9 @@ from model.settings.yaml_text import parse_yaml
 from model.storage import exists, join, read_bytes
 from pipelines.config import RunConfig, changed_settings, flat, run_config
 
-FREE = frozenset({"name", "output", "tune", "serve", "data.test"} | {f"train.{name}" for name in (
+FREE = frozenset({
+    "name", "output", "tune", "serve", "data.test", "data.unseen_labels", "data.mixed_parts",
+} | {f"train.{name}" for name in (
     "epochs", "steps", "max_minutes", "early_stopping", "keep_best", "checkpoint_every_steps",
     "checkpoint_every_minutes",
 )})  # fmt: skip

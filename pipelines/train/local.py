@@ -36,7 +36,8 @@ def local_job(config: RunConfig, told: Followed, *, gpu: bool) -> Job:
     start = read_start(config)
     prepared = in_columns_of(load_fitted(config.directory), start)
     device = torch.device("cuda" if gpu else "cpu")
-    reader, directory = RowReader(prepared.columns, prepared.label), join(config.directory, RAY_TRAIN)
+    reader = RowReader(prepared.columns, prepared.label, unseen_labels=config.data.unseen_labels == "count")
+    directory = join(config.directory, RAY_TRAIN)
     job = job_on(
         config,
         prepared,

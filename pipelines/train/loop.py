@@ -169,7 +169,7 @@ def provenance(config: RunConfig, workers: int | None = None) -> dict[str, Any]:
 def explain(job: Job, error: TrainingError, step: Step) -> TrainingError:
     """Lists the rows of a step that has failed, which it has on every rank; none ends before the list is written."""
     if job.rank == 0:
-        write_nan_batch(job.config.directory, job.train, step, job.config.data.key, error)
+        write_nan_batch(job.config.directory, job.train, step, job.config.data.keys, error)
     if job.reduce is not None:
         job.reduce(torch.zeros(1, device=job.device))
     return told_where(job.config.directory, error)

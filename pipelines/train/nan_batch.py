@@ -3,7 +3,8 @@
     {"step": 12, "epoch": 0.75, "problem": "the loss must be …",
      "rows": [{"file": "…/a.parquet", "row": 7, "key": "visitor 3", "length": 41}, …]}
 
-Rows count from the file's start; `key` is the value of `data.key` where the run has one. Knows no Ray.
+Rows count from the file's start; `key` is the value of `data.key` where the run has one, a list of several columns'
+values. Knows no Ray.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from model.batches.plan import Plan
 from model.bundle.run_directory import NAN_BATCH
 from model.errors import TrainingError
 from model.storage import join, write_bytes
+from model.tables.fragments import Fragment
 from model.tables.parquet import first_row, read_fragment
 from pipelines.train.steps import Step, epochs_at
 
 
-def write_nan_batch(directory: str, plan: Plan, step: Step, key: str | None, error: TrainingError) -> TrainingError:
+def write_nan_batch(
+    directory: str, plan: Plan, step: Step, key: tuple[str, ...], error: TrainingError
+) -> TrainingError:
     """Writes the rows of all workers that the step was made of; the error that names the file."""
     path = join(directory, NAN_BATCH)
     told = {
@@ -47,16 +51,25 @@ def rows_of(plan: Plan, step: Step) -> np.ndarray:
     return np.sort(rows)
 
 
-def places(plan: Plan, rows: np.ndarray, key: str | None) -> list[dict[str, Any]]:
+def places(plan: Plan, rows: np.ndarray, key: tuple[str, ...]) -> list[dict[str, Any]]:
     """File, row in the file, key and length of each row."""
     told = []
     holders = np.searchsorted(plan.index.starts, rows, side="right") - 1
     for holder in np.unique(holders):
         fragment = plan.index.fragments[holder]
         within = rows[holders == holder] - plan.index.starts[holder]
-        keys = None if key is None else read_fragment(fragment, [key])[key].take(within).to_pylist()
+        keys = _keys(fragment, within, key)
         for i, row in enumerate(within.tolist()):
             place = {"file": fragment.file, "row": first_row(fragment) + row}
             length = int(plan.index.lengths[plan.index.starts[holder] + row])
             told.append(place | ({} if keys is None else {"key": keys[i]}) | {"length": length})
     return told
+
+
+def _keys(fragment: Fragment, rows: np.ndarray, key: tuple[str, ...]) -> list[Any] | None:
+    """The key of each row; None where there is none."""
+    if not key:
+        return None
+    table = read_fragment(fragment, key).take(rows)
+    values = [table[name].to_pylist() for name in key]
+    return values[0] if len(values) == 1 else [list(each) for each in zip(*values, strict=True)]

@@ -55,7 +55,7 @@ def rank_job(config: RunConfig, prepared: FittedData, heartbeat: Heartbeat, *, g
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device() if gpu else torch.device("cpu")
-    reader = RowReader(prepared.columns, prepared.label)
+    reader = RowReader(prepared.columns, prepared.label, unseen_labels=config.data.unseen_labels == "count")
     job = job_on(
         config,
         prepared,
@@ -95,7 +95,7 @@ def rank_batches(
     reader: RowReader, rank: int, world: int, plugins: tuple[str, ...], device: Any, plan: Any, start: int, stop: int
 ) -> Iterator[Any]:
     """`Batches` over Ray Data."""
-    return batches(plan, reader, rank, world, start, stop, plugins, device)
+    return batches(plan, reader.over(plan), rank, world, start, stop, plugins, device)
 
 
 def sum_over_workers(buffer: Any) -> None:

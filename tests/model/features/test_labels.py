@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from model.errors import DataError
-from model.features.labels import FittedLabel, fit_classes, label_stats
+from model.features.labels import UNSEEN, FittedLabel, fit_classes, label_stats, named_classes
 from model.features.stats import ColumnStats
 
 LENGTHS = np.array([2, 0, 1])
@@ -253,3 +253,38 @@ def test_files_with_strings_and_files_with_integers_share_no_classes() -> None:
     with pytest.raises(DataError) as raised:
         fit_classes("y", stats)
     assert str(raised.value) == "column 'y': must hold strings or integers, but some files hold one and some the other"
+
+
+@pytest.mark.parametrize("prediction", ["single_value", "multiple_value"])
+@pytest.mark.parametrize(
+    ("classes", "values", "kind", "expected"),
+    [
+        (None, [0, 3, -2], pa.int64(), [0, UNSEEN, UNSEEN]),
+        (("b", "a", "c"), ["a", "new", "c"], pa.string(), [1, UNSEEN, 2]),
+        ((10, 5, 7), [7, 0, 5], pa.int32(), [2, UNSEEN, 1]),
+    ],
+    ids=["int64", "string", "listed integers"],
+)
+def test_values_of_no_class_may_be_allowed(
+    prediction: str, classes: Any, values: Any, kind: Any, expected: list[int]
+) -> None:
+    label = label_of("classification", prediction, num_classes=3, classes=classes, class_weights=(2, 3, 4))
+    table = column(values, kind, prediction)
+    ids = label.encode(table, LENGTHS, unseen=True)
+    assert (ids.dtype, ids.tolist()) == (np.int64, expected)
+    weights = label.encode_weights(table, LENGTHS, ids)
+    assert weights is not None
+    assert weights.tolist() == [1 if id_ == UNSEEN else id_ + 2 for id_ in expected]
+    with pytest.raises(DataError, match="must be one of the 3 classes"):
+        label.encode(table, LENGTHS)
+
+
+def test_classes_that_only_held_out_rows_have_are_classes() -> None:
+    counts = Counter({"b": 3, "a": 2, "late": 0})
+    assert fit_classes("y", ColumnStats(keys=counts)) == (3, ("a", "b", "late"))
+    assert named_classes("y", 3, ColumnStats(keys=counts)) == ("a", "b", "late")
+    with pytest.raises(DataError) as raised:
+        fit_classes("y", ColumnStats(keys=Counter({"a": 2, "late": 0})))
+    assert str(raised.value) == (
+        "column 'y': classification needs at least two classes, but the training labels hold 1"
+    )

@@ -39,13 +39,18 @@ def config(make_config: Any) -> Callable[..., ModelConfig]:
     return make
 
 
-def compared(config: ModelConfig, training: list[pa.Table], validation: list[pa.Table]) -> list[list[str]]:
+def compared(
+    config: ModelConfig, training: list[pa.Table], validation: list[pa.Table], *, unseen_labels: bool = False
+) -> list[list[str]]:
     """The lines, once for each order in which the parts may come."""
-    parts = [scan_table(table, config, None, fit=True, place="").stats for table in (*training, *validation)]
+    parts = [scan_table(table, config, None, fit=True, place="").stats for table in training]
+    parts += [
+        scan_table(table, config, None, fit=True, place="", unseen_labels=unseen_labels).stats for table in validation
+    ]
     found = []
     for order in itertools.permutations(range(len(parts))):
         merged = OrderedMerge()
-        comparison = Comparison(config, merged, len(training), "v.parquet")
+        comparison = Comparison(config, merged, len(training), "v.parquet", unseen_labels=unseen_labels)
         for number in order:
             if number < len(training):
                 merged.add(number, parts[number])
@@ -117,8 +122,24 @@ def test_classes_that_training_never_had_are_refused(make_table: Any, config: An
         compared(config(), [training], [validation])
     assert str(raised.value) == (
         "v.parquet, column 'y': labels must be of the classes that the training rows have, but 2 others stand here "
-        "(7, 8); declare model.classes, or leave these rows out"
+        "(7, 8); declare model.classes with all of them, count them as wrong with data.unseen_labels=count, or leave "
+        "these rows out"
     )
+
+
+@pytest.mark.parametrize("declared", [{}, {"num_classes": 3}], ids=["learned", "declared"])
+def test_classes_that_training_never_had_are_told_where_they_are_counted(
+    make_table: Any, make_config: Any, declared: Any
+) -> None:
+    training, validation = make_table(lengths=[2, 2, 2]), make_table(lengths=[1, 2])
+    training = replaced(training, "y", [[0, 1], [2, 2], [0, 0]])
+    validation = replaced(validation, "y", [[0], [7, 7]])
+    for lines in compared(make_config(**declared), [training], [validation], unseen_labels=True):
+        assert lines[:1] == [
+            "column 'y': 2 of 3 labels of the validation rows are of 1 classes that the training rows do not have (7): "
+            "they count as wrong and have no loss, see unseen_labels; declare model.classes with them to have them "
+            "learned, or refuse them with data.unseen_labels=error"
+        ]
 
 
 # Through the pass over the data -----------------------------------------------------------------------------------

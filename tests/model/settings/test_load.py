@@ -276,6 +276,13 @@ def test_all_faults_are_told_at_once() -> None:
     ]
 
 
+def test_of_very_many_faults_the_first_are_told() -> None:
+    told = faults(GOOD | {f"setting_{number:02}": number for number in range(25)})
+    assert told[0] == "run.yaml: 25 faults"
+    assert [line.split()[1] for line in told[1:-1]] == [f"setting_{number:02}" for number in range(20)]
+    assert told[-1] == "run.yaml: and 5 more"
+
+
 def test_a_long_value_is_shown_short() -> None:
     [many] = faults(good_but(f"train.epochs={list(range(100))}"))
     [long] = faults(good_but(f"train.epochs={'x' * 100}"))

@@ -309,8 +309,12 @@ def test_a_run_counts_reports_and_sets_aside(
 
 @pytest.mark.usefixtures("local_ray", "large")
 def test_by_default_the_first_bad_row_ends_the_run(run: Callable[..., RunConfig]) -> None:
-    with pytest.raises(DataError, match=r"a\.parquet, row 3, column 'x': must be finite numbers"):
+    way_out = "; or leave such rows out with data.on_bad_rows=skip$"
+    with pytest.raises(DataError, match=rf"a\.parquet, row 3, column 'x': must be finite numbers.*{way_out}"):
         ingest.fit_data(run(filter="row < 7"))
+    way_out = r"; write the file again; or leave its rows out with data\.on_bad_rows=skip$"
+    with pytest.raises(DataError, match=rf"a\.parquet: row group 4 cannot be decoded \(.*\){way_out}"):
+        ingest.fit_data(run(filter="row != 3 and row != 7 and row != 8 and row != 11 and row != 12"))
     with pytest.raises(DataError, match=r"training needs rows, but of 20 the filter keeps out 15 and 5 are bad"):
         ingest.fit_data(run(filter="row == 3", on_bad_rows="skip"))
 
@@ -338,7 +342,8 @@ def test_an_evaluation_leaves_bad_rows_out_and_counts_them(
     (report,) = reports
     assert (report.rows, report.used, report.filtered, report.bad) == (20, 10, 1, 9)
     assert sum(pq.read_metadata(file).num_rows for file in (tmp_path / "aside").iterdir()) == 5
-    with pytest.raises(DataError, match=r"a\.parquet, row 3, column 'x': must be finite numbers"):
+    way_out = "; or leave such rows out with --on-bad-rows skip$"
+    with pytest.raises(DataError, match=rf"a\.parquet, row 3, column 'x': must be finite numbers.*{way_out}"):
         evaluate(str(tmp_path / "bundle"), data, filter="row < 4")
     with pytest.raises(ConfigError, match="a quarantine is for on_bad_rows='skip'"):
         evaluate(str(tmp_path / "bundle"), data, quarantine="x")

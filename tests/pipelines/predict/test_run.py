@@ -172,7 +172,10 @@ def test_a_state_of_another_width_names_file_row_and_column(run: Callable[..., p
     assert run(table).num_rows == 2
     place = table.column_names.index("rnn_cell_state_2")
     wide = table.set_column(place, "rnn_cell_state_2", pa.array([[0.0] * 3, [0.0] * 4]))
-    told = r"data\.parquet, row 1, column 'rnn_cell_state_2': must hold 3 numbers, but holds 4$"
+    told = (
+        r"data\.parquet, row 1, column 'rnn_cell_state_2': must hold 3 numbers, but holds 4; or leave such rows out "
+        r"with --on-bad-rows skip$"
+    )
     with pytest.raises(StateError, match=told):
         run(wide)
     fixed = table.set_column(place, "rnn_cell_state_2", pa.array([[0.0] * 4] * 2, pa.list_(pa.float32(), 4)))
@@ -239,7 +242,8 @@ def test_the_command_tells_of_bad_rows_and_ends_well(bundle: str, make_table: An
     told = CliRunner().invoke(app, ["predict", bundle, str(data), str(out)], catch_exceptions=False)
     assert told.exit_code == 2
     bad = "must be finite numbers, but an entry is NaN or infinite"
-    assert f"dynamic-rnn: {data}, row 0, column 'x': {bad}\n" in told.stderr
+    way_out = "or leave such rows out with --on-bad-rows skip"
+    assert f"dynamic-rnn: {data}, row 0, column 'x': {bad}; {way_out}\n" in told.stderr
     assert not list(out.glob("*.parquet"))
 
     out = tmp_path / "skipped"
