@@ -7,6 +7,7 @@ scans again; a resumed one scans again, too, and goes on only if it finds the sa
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -70,7 +71,8 @@ def fitted_data(
     forget(directory)  # until all of it is written
     save_fitted(directory, found)
     store(directory, signature)
-    return found
+    kept = load_fitted(directory)  # whose lengths are the node's, not this process's own
+    return replace(found, train=kept.train, validation=kept.validation)
 
 
 def same(one: FittedData, other: FittedData) -> bool:
