@@ -219,7 +219,6 @@ class Plan:
         """Rank's rows of batches start … stop − 1 of an epoch: a fixed slice of each, cut at the windows' borders."""
         ends = self.ends(epoch)
         begins = np.concatenate([[0], ends[:-1]])
-        low, high = (begins + (ends - begins) * part // world for part in (rank, rank + 1))
         first = 0
         for window, fragments in enumerate(self.windows(epoch)):
             after = first + int(self.index.counts[fragments].sum())
@@ -227,10 +226,12 @@ class Plan:
                 max(start, int(np.searchsorted(ends, first, side="right"))),
                 min(stop, int(np.searchsorted(begins, after, side="left"))),
             )
-            mine = np.clip(np.stack([low[batches], high[batches]], axis=1), first, after) - first
+            begin, sizes = begins[batches], ends[batches] - begins[batches]
+            slices = [begin + sizes * part // world for part in (rank, rank + 1)]
+            mine = np.clip(np.stack(slices, axis=1), first, after) - first
             if (mine[:, 0] < mine[:, 1]).any():
                 rows, _ = self._arranged(epoch, window, fragments, first)
-                yield Piece(epoch, window, np.concatenate([rows[begin:end] for begin, end in mine]))
+                yield Piece(epoch, window, np.concatenate([rows[low:high] for low, high in mine]))
             first = after
 
     def _arranged(self, epoch: int, window: int, fragments: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
