@@ -135,7 +135,7 @@ def of_rows(directory: Path, sizes: list[int]) -> list[Measure]:
             Measure(f"{rows}: on storage", stored / size, "B a row"),
             Measure(f"{rows}: index loaded", worker["loaded"], "s", detail=f"{size // GROUP_ROWS:,} row groups"),
             at_most(f"{rows}: first batch of any step", worker["batch"], "s", 0.1, "slowest of five, with the first"),
-            at_most(f"{rows}: a worker's own memory", worker["own"] / size, "B a row", 1, "after these batches"),
+            at_most(f"{rows}: a worker's own memory", worker["own"] / 2**20, "MiB", 64, "after these batches"),
         ]  # fmt: skip
     return found
 
