@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from model.columns import ColumnsConfig, Key
 from model.features.labels import PredictionType, ProblemType, weights_in_order
@@ -48,7 +48,8 @@ class ModelConfig(Settings):
     num_units: tuple[int, ...] = Field(min_length=1, description="units of each layer, input side first")
     dropout_keep_probabilities: tuple[float, ...] | None = Field(
         None,
-        description="keep probability of each layer's input and of the last output: len(num_units) + 1 values",
+        description="keep probability of each layer's input and of the last output: len(num_units) + 1 values; a "
+        "number: the input is kept whole, the output of each layer with this probability",
     )
     predict_probabilities: bool = Field(False, description="predictions hold the class probabilities, too")
     dtype: Literal["float32", "float64"] = Field("float32", description="float64 is for checks; bundles hold float32")
@@ -58,6 +59,14 @@ class ModelConfig(Settings):
     def _one_layer(cls, value: object) -> object:
         """A bare integer means one layer, as in the original."""
         return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("dropout_keep_probabilities", mode="before")
+    @classmethod
+    def _behind_each_layer(cls, value: object, info: ValidationInfo) -> object:
+        """A bare number means the same keep probability for the output of each layer."""
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return value
+        return (1.0, *[value] * len(info.data.get("num_units", ())))  # without units their own fault is told
 
     @field_validator("class_weights", mode="before")
     @classmethod

@@ -87,18 +87,9 @@ def _with_point(run: dict[str, Any], point: Mapping[str, Any], where: str) -> Ru
     for name, value in point.items():
         room, _, field = name.partition(".")
         run[room][field] = value
-    units, keep = run["model"]["num_units"], run["model"]["dropout_keep_probabilities"]
-    if _is_number(units):
-        run["model"]["num_units"] = units = [units]
-    if _is_number(keep) and isinstance(units, list | tuple):
-        run["model"]["dropout_keep_probabilities"] = [1.0] + [keep] * len(units)
     if _MOMENTUM in point and run["train"]["optimizer"] != "Momentum":
         run["train"]["momentum"] = None
     return build(RunConfig, run, where=where)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 # Checks before anything starts ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -49,8 +50,8 @@ class DataIndex:
         """(Selected) rows of each fragment."""
         if self.selected is None:
             return np.diff(self.starts)
-        before = np.concatenate([[0], np.cumsum(self.selected, dtype=np.int64)])
-        return np.asarray(np.diff(before[self.starts]))
+        parts = pairwise(self.starts)  # not one sum over all rows: that takes 8 bytes a row
+        return np.array([np.count_nonzero(self.selected[first:after]) for first, after in parts], np.int64)
 
     @cached_property
     def step_counts(self) -> np.ndarray:
@@ -63,11 +64,10 @@ class DataIndex:
         """(Selected) rows in all fragments."""
         return int(self.counts.sum())
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Real steps in the (selected) rows."""
-        lengths = self.lengths if self.selected is None else self.lengths[self.selected]
-        return int(lengths.sum(dtype=np.int64))
+        return int(self.lengths.sum(dtype=np.int64, where=True if self.selected is None else self.selected))
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,8 @@ class Plan:
         """Rows longer than `batch_padded_steps`, each of which is a batch of its own; 0 where rows bound a batch."""
         if self.batch_padded_steps is None:
             return 0
-        lengths = self.index.lengths if self.index.selected is None else self.index.lengths[self.index.selected]
-        return int((lengths > self.batch_padded_steps).sum())
+        selected = True if self.index.selected is None else self.index.selected
+        return int(np.count_nonzero((self.index.lengths > self.batch_padded_steps) & selected))
 
     def windows(self, epoch: int) -> list[np.ndarray]:
         """The fragments' numbers, grouped into this epoch's windows."""
@@ -219,7 +219,6 @@ class Plan:
         """Rank's rows of batches start … stop − 1 of an epoch: a fixed slice of each, cut at the windows' borders."""
         ends = self.ends(epoch)
         begins = np.concatenate([[0], ends[:-1]])
-        low, high = (begins + (ends - begins) * part // world for part in (rank, rank + 1))
         first = 0
         for window, fragments in enumerate(self.windows(epoch)):
             after = first + int(self.index.counts[fragments].sum())
@@ -227,10 +226,12 @@ class Plan:
                 max(start, int(np.searchsorted(ends, first, side="right"))),
                 min(stop, int(np.searchsorted(begins, after, side="left"))),
             )
-            mine = np.clip(np.stack([low[batches], high[batches]], axis=1), first, after) - first
+            begin, sizes = begins[batches], ends[batches] - begins[batches]
+            slices = [begin + sizes * part // world for part in (rank, rank + 1)]
+            mine = np.clip(np.stack(slices, axis=1), first, after) - first
             if (mine[:, 0] < mine[:, 1]).any():
                 rows, _ = self._arranged(epoch, window, fragments, first)
-                yield Piece(epoch, window, np.concatenate([rows[begin:end] for begin, end in mine]))
+                yield Piece(epoch, window, np.concatenate([rows[low:high] for low, high in mine]))
             first = after
 
     def _arranged(self, epoch: int, window: int, fragments: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:

@@ -63,13 +63,13 @@ class FragmentScan:
         return sum(reason.rows for reason in self.reasons)
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain data that travels as JSON."""
+        """Plain data that travels as JSON, but for what is told of each row: arrays, which travel as they are."""
         return {
-            "lengths": self.lengths.tolist(),
-            "training": None if self.training is None else self.training.tolist(),
+            "lengths": self.lengths,
+            "training": self.training,
             "columns": {key: stats.to_plain() for key, stats in self.columns.items()},
             "labels": self.labels.to_plain(),
-            "used": None if self.used is None else self.used.tolist(),
+            "used": self.used,
             "reasons": [asdict(reason) for reason in self.reasons],
         }
 
@@ -77,11 +77,11 @@ class FragmentScan:
     def from_plain(cls, plain: dict[str, Any]) -> FragmentScan:
         """What `to_plain` described."""
         return cls(
-            np.array(plain["lengths"], np.int32),
-            None if plain["training"] is None else np.array(plain["training"], bool),
+            plain["lengths"],
+            plain["training"],
             {key: ColumnStats.from_plain(stats) for key, stats in plain["columns"].items()},
             ColumnStats.from_plain(plain["labels"]),
-            None if plain["used"] is None else np.array(plain["used"], bool),
+            plain["used"],
             tuple(Reason(**reason) for reason in plain["reasons"]),
         )
 

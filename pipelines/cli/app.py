@@ -32,6 +32,7 @@ from pipelines.cli.options import (
 from pipelines.cli.prepare import prepare
 from pipelines.cli.runs import runs
 from pipelines.cli.score import evaluate, evaluate_data, predict, predict_data
+from pipelines.cli.settings import settings
 from pipelines.console import Console
 
 if TYPE_CHECKING:
@@ -64,9 +65,20 @@ app = typer.Typer(
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"dynamic-rnn {version('dynamic-rnn')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_tell_version, is_eager=True)
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only results")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks, and what Ray says")] = False,
 ) -> None:
@@ -301,18 +313,7 @@ def doctor(
     raise typer.Exit(run(directory, start_ray=start_ray))
 
 
-@app.command()
-def settings() -> None:
-    """Print every setting of a run's YAML with its default and meaning."""
-    from model.settings import describe
-    from pipelines.config import RunConfig
-    from serve.config import ServeConfig
-    from tune.config import TuneConfig
-
-    typer.echo(describe(RunConfig))
-    typer.echo(
-        f"# the sections `tune:` and `serve:`\n# tune:\n{describe(TuneConfig)}\n# serve:\n{describe(ServeConfig)}"
-    )
+app.command()(settings)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -76,7 +77,8 @@ def fitted_data(
     save_fitted(directory, found)
     store(directory, signature)
     _tell(found, say)
-    return found
+    kept = load_fitted(directory)  # whose lengths are the node's, not this process's own
+    return replace(found, train=kept.train, validation=kept.validation)
 
 
 def _tell(prepared: FittedData, say: Callable[[str], None] | None) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from model.batches.plan import DataIndex
-from model.bundle.run_directory import COLUMNS, ROW_COUNTS, TRAIN_INDEX, VALIDATION_INDEX
+from model.bundle.run_directory import COLUMNS, LENGTHS, ROW_COUNTS, TRAIN_INDEX, VALIDATION_INDEX
 from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
 from model.settings import build
-from model.storage import exists, join, read_bytes, write_bytes
+from model.storage import exists, is_remote, join, read_bytes, write_bytes
+from model.storage.atomic import appearing
+from model.storage.node_copy import node_copy, sha256_of
 from model.tables.fragments import Fragment
 from pipelines.ingest.row_counts import RowCounts
 
@@ -42,9 +44,7 @@ def save_fitted(directory: str, prepared: FittedData) -> None:
 
     rows.json is for people: what became of the rows.
     """
-    write_bytes(join(directory, TRAIN_INDEX), _index_bytes(prepared.train))
-    if prepared.validation is not None:
-        write_bytes(join(directory, VALIDATION_INDEX), _index_bytes(prepared.validation))
+    _save_indexes(directory, prepared.train, prepared.validation)
     description = {
         "columns": prepared.columns.model_dump(mode="json"),
         "label": prepared.label.model_dump(mode="json"),
@@ -71,8 +71,8 @@ def load_fitted(directory: str) -> FittedData:
     return FittedData(
         build(FittedColumns, description["columns"], where=where),
         build(FittedLabel, description["label"], where=where),
-        _read_index(join(directory, TRAIN_INDEX)),
-        _read_index(join(directory, VALIDATION_INDEX)) if description["validation"] else None,
+        _read_index(directory, TRAIN_INDEX),
+        _read_index(directory, VALIDATION_INDEX) if description["validation"] else None,
         description.get("report", {}),
         RowCounts.from_plain(description["rows"]) if "rows" in description else RowCounts(),
         description.get("split", ""),
@@ -80,18 +80,59 @@ def load_fitted(directory: str) -> FittedData:
     )
 
 
-def _index_bytes(index: DataIndex) -> bytes:
+# Indexes: the row groups of each, and one flat file of what is told of every row, which a node's workers share. -----
+
+
+def _save_indexes(directory: str, train: DataIndex, validation: DataIndex | None) -> None:
+    """The lengths of rows that both are about (of one split path) are stored once, else one behind the other."""
+    shared = validation is not None and validation.lengths is train.lengths
+    parts = [train] if validation is None or shared else [train, validation]
+    lengths = _saved_array(join(directory, LENGTHS), np.concatenate([part.lengths for part in parts]))
+    for name, index, first in (
+        (TRAIN_INDEX, train, 0),
+        (VALIDATION_INDEX, validation, 0 if shared else len(train.lengths)),
+    ):
+        if index is not None:
+            selected = "" if index.selected is None else _saved_array(join(directory, _selected(name)), index.selected)
+            write_bytes(join(directory, name), _index_bytes(index, first, lengths, selected))
+
+
+def _saved_array(path: str, array: np.ndarray) -> str:
+    """Writes a .npy file; returns its SHA-256."""
+    with appearing(path) as local:
+        with open(local, "wb") as stream:
+            np.save(stream, array)
+        return sha256_of(local)
+
+
+def _selected(index: str) -> str:
+    return index.removesuffix(".npz") + "_rows.npy"
+
+
+def _index_bytes(index: DataIndex, first: int, lengths: str, selected: str) -> bytes:
     stream = io.BytesIO()
     fragments = json.dumps([asdict(fragment) for fragment in index.fragments])
-    selected = np.zeros(0, bool) if index.selected is None else index.selected
-    np.savez_compressed(
-        stream, lengths=index.lengths, selected=selected, fragments=np.frombuffer(fragments.encode(), np.uint8)
-    )
+    rows = json.dumps({"first": first, "rows": len(index.lengths), "lengths": lengths, "selected": selected})
+    np.savez_compressed(stream, fragments=_text(fragments), rows=_text(rows))
     return stream.getvalue()
 
 
-def _read_index(path: str) -> DataIndex:
-    with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
-        fragments = json.loads(arrays["fragments"].tobytes())
-        selected = arrays["selected"] if len(arrays["selected"]) else None
-        return DataIndex(tuple(Fragment(**fragment) for fragment in fragments), arrays["lengths"], selected)
+def _text(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def _read_index(directory: str, name: str) -> DataIndex:
+    with np.load(io.BytesIO(read_bytes(join(directory, name))), allow_pickle=False) as arrays:
+        fragments = tuple(Fragment(**fragment) for fragment in json.loads(arrays["fragments"].tobytes()))
+        if "rows" not in arrays:  # 0.1.0 kept all in this file
+            return DataIndex(fragments, arrays["lengths"], arrays["selected"] if len(arrays["selected"]) else None)
+        rows = json.loads(arrays["rows"].tobytes())
+    lengths = _mapped(join(directory, LENGTHS), rows["lengths"])[rows["first"] : rows["first"] + rows["rows"]]
+    selected = _mapped(join(directory, _selected(name)), rows["selected"]) if rows["selected"] else None
+    return DataIndex(fragments, lengths, selected)
+
+
+def _mapped(path: str, sha256: str) -> np.ndarray:
+    """The read-only array of a .npy file, whose pages all processes of the node share."""
+    local = node_copy(path, sha256) if is_remote(path) else path
+    return np.asarray(np.load(local, mmap_mode="r", allow_pickle=False))

@@ -1,4 +1,4 @@
-"""Passes over numbered items by Ray Data's tasks or actors; results and the user's mistakes as JSON.
+"""Passes over numbered items by Ray Data's tasks or actors; results and the user's mistakes as JSON, arrays as bytes.
 
 May import: pipelines.cluster, model.
 """

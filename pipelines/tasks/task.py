@@ -16,7 +16,7 @@ from pipelines.cluster.malloc import OF_COMPUTING, keep_freed_memory
 
 @dataclass(frozen=True)
 class NumberedTask:
-    """Computes plain data of each number in a batch `id`; a mistake of the user's travels as a value."""
+    """Computes plain data and arrays of each number in a batch `id`; a mistake of the user's travels as a value."""
 
     compute: Callable[[int], Any]
 
@@ -37,6 +37,7 @@ class ScoringTask(NumberedTask):
         return super().__call__(batch)
 
 
+_ARRAY = "\0array"  # stands in a message for an array: its type, where its bytes begin, how many it holds
 _cached: dict[str, Any] = {}  # in a task's process: what the latest job has loaded
 
 
@@ -83,17 +84,38 @@ class GpuTask:
         return self.task(batch)
 
 
-def to_message(compute: Callable[[], Any]) -> str:
-    """The JSON of what `compute` returns (plain data), or of the mistake that it raises."""
+def to_message(compute: Callable[[], Any]) -> bytes:
+    """What `compute` returns, or the mistake that it raises: a line of JSON, and behind it the bytes of its arrays.
+
+    Arrays (numpy, one dimension) may stand anywhere in the plain data: a million lengths are four megabytes of an Arrow
+    buffer on their way, not a million numbers of a text.
+    """
     try:
-        return json.dumps({"value": compute()})
+        told = {"value": compute()}
     except DynamicRnnError as error:
-        return json.dumps({"error": to_plain(error)})
+        told = {"error": to_plain(error)}
+    buffers: list[bytes] = []
+
+    def set_aside(value: Any) -> dict[str, Any]:
+        assert isinstance(value, np.ndarray), f"results are plain data and arrays, not {value!r}"
+        start = sum(map(len, buffers))
+        buffers.append(value.tobytes())
+        return {_ARRAY: [value.dtype.str, start, len(value)]}
+
+    return b"".join([json.dumps(told, default=set_aside).encode(), b"\n", *buffers])
 
 
-def from_message(message: str) -> Any:
-    """The value of an `to_message`; raises its mistake if it is one."""
-    told = json.loads(message)
+def from_message(message: bytes) -> Any:
+    """The value of a `to_message`; raises its mistake if it is one."""
+    behind = message.index(b"\n") + 1
+
+    def put_back(plain: dict[str, Any]) -> Any:
+        if plain.keys() != {_ARRAY}:
+            return plain
+        kind, start, count = plain[_ARRAY]
+        return np.frombuffer(message, kind, count, behind + start).copy()  # aligned, and not holding on to the message
+
+    told = json.loads(message[:behind], object_hook=put_back)
     if "error" in told:
         raise from_plain(told["error"])
     return told["value"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ from model.bundle.bundle import load_bundle, save_bundle
 from model.bundle.run_directory import resolve_bundle
 from model.errors import ConfigError, DataError, DecodeError
 from model.storage import filesystems as storage
+from model.storage.node_copy import node_copy
 from model.storage.search import find_files
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
@@ -236,6 +238,17 @@ def test_inspect_writes_its_outputs_where_the_data_lie(
     assert inspect("--html", directory).stderr.endswith(f"--html must name a file, but {directory} is a directory\n")
     nowhere = bucket.replace("data-bucket", "no-such-bucket/page.html")
     assert inspect("--html", nowhere).stderr.startswith(f"dynamic-rnn: {nowhere}: cannot be written: ")
+
+
+def test_a_node_fetches_a_remote_file_once(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    path = storage.join(bucket, "once", "lengths.npy")
+    storage.write_bytes(path, b"lengths")
+    content = hashlib.sha256(b"lengths").hexdigest()
+    first = node_copy(path, content)
+    storage.remove_file(path)
+    assert node_copy(path, content) == first
+    assert Path(first).read_bytes() == b"lengths"
 
 
 @pytest.mark.slow

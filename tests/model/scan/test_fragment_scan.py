@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from model.scan.fragment_scan import FragmentScan, scan_fragment, scan_table
 from model.scan.needed_columns import read_columns
 from model.scan.split import SplitBy, training_rows
 from model.tables.parquet import find_fragments
+from pipelines.tasks.task import from_message, to_message
 
 CUTS = st.lists(st.integers(0, 60), max_size=6).map(sorted)
 KEYS = pa.table({"key": [f"user {i}" for i in range(1000)]})
@@ -130,11 +130,11 @@ def test_a_scan_that_fits_nothing_tells_lengths_alone(make_table: Any, make_conf
 
 
 @pytest.mark.parametrize("split", [None, SplitBy(fraction=0.5, key="key")])
-def test_a_scan_survives_json(make_table: Any, make_config: Any, split: SplitBy | None) -> None:
+def test_a_scan_survives_its_message(make_table: Any, make_config: Any, split: SplitBy | None) -> None:
     config = make_config()
     (scan,) = scans_of(config, [make_table()], split)
-    found = FragmentScan.from_plain(json.loads(json.dumps(scan.to_plain())))
-    assert found.lengths.tolist() == scan.lengths.tolist()
+    found = FragmentScan.from_plain(from_message(to_message(scan.to_plain)))
+    assert (found.lengths.dtype, found.lengths.tolist()) == (scan.lengths.dtype, scan.lengths.tolist())
     assert (found.training is None) == (split is None)
     assert split is None or found.training.tolist() == scan.training.tolist()
     assert fit_columns(config, [found]) == fit_columns(config, [scan])

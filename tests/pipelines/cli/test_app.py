@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from model.bundle.bundle import save_bundle
 from model.settings import dump_yaml
+from model.settings.yaml_text import parse_yaml
 from pipelines.cli.app import app
 from pipelines.config import run_config
 
@@ -164,10 +166,45 @@ def test_help_and_settings_answer_without_heavy_imports() -> None:
 def test_every_command_has_help_and_every_setting_a_description() -> None:
     for command in ("train", "tune", "evaluate", "predict", "serve", "export", "import-tf", "demo", "doctor"):
         assert invoke(command, "--help")[0] == 0
-    code, told, _ = invoke("settings")
+    code, told, _ = invoke("settings", "--all")
     assert code == 0
     for setting in ("batch_sequences", "num_units", "max_replicas", "trials"):
         assert setting in told
+
+
+def test_settings_print_a_start_that_is_a_run() -> None:
+    code, told, _ = invoke("settings")
+    run = run_config(parse_yaml(told, where="starter"), where="starter")
+    assert (code, run.train.optimizer, run.train.learning_rate, run.model.cell_type) == (0, "Adam", 1e-3, "lstm")
+    assert run.train.early_stopping is not None
+    assert run.data.validation_fraction > 0
+    assert len(told.splitlines()) < 45
+
+
+def test_settings_print_a_section_as_it_stands_in_a_run() -> None:
+    every, whole = invoke("settings", "--all")[1].splitlines(), 0
+    for section in ("data", "model", "train", "resources", "tracking", "tune", "serve"):
+        code, told, _ = invoke("settings", section)
+        first, *rest = told.splitlines()
+        assert (code, first) == (0, f"{section}:")
+        assert {line.strip() for line in rest} <= {line.strip() for line in every}
+        whole += len(rest)
+    assert len(every) - 30 < whole < len(every)
+    assert parse_yaml(invoke("settings", "train")[1], where="")["train"]["optimizer"] == "SGD"
+
+
+def test_a_section_that_is_none_is_refused() -> None:
+    assert invoke("settings", "trian") == (
+        2,
+        "",
+        "dynamic-rnn: SECTION must be one of data, model, train, resources, tracking, tune, serve, but is 'trian'; "
+        "did you mean train?\n",
+    )
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    project = tomllib.loads((Path(__file__).resolve().parents[3] / "pyproject.toml").read_text())["project"]
+    assert invoke("--version") == (0, f"dynamic-rnn {project['version']}\n", "")
 
 
 def test_ctrl_c_ends_with_130_and_says_what_was_kept(

@@ -32,6 +32,7 @@ from pipelines.ingest.fitted_data import load_fitted, save_fitted
 from pipelines.ingest.read_task import Request, RowReader
 from pipelines.ingest.row_counts import RowCounts
 from pipelines.quarantine import Quarantine
+from pipelines.tasks.task import from_message, to_message
 
 NAN = float("nan")
 
@@ -154,7 +155,7 @@ def test_bad_rows_are_left_out_of_lengths_split_and_statistics(
     assert {key: stats.to_plain() for key, stats in scan.columns.items()} == {
         key: stats.to_plain() for key, stats in alone.columns.items()
     }
-    again = FragmentScan.from_plain(json.loads(json.dumps(scan.to_plain())))
+    again = FragmentScan.from_plain(from_message(to_message(scan.to_plain)))
     assert (again.reasons, again.used.tolist()) == (scan.reasons, scan.used.tolist())  # type: ignore[union-attr]
 
 
