@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from model.batches.encode import encode_rows
 from model.bundle.run_directory import resolve_bundle
-from model.errors import ConfigError, DataError
+from model.errors import ConfigError, DataError, DecodeError
 from model.registry import import_plugins
 from model.scan.bad_rows import Reason, find_bad_rows, merged_reasons, reasons_of
 from model.scan.needed_columns import optional_columns, read_columns
@@ -102,7 +102,7 @@ class FragmentEvaluator:
         names = [*read_columns(self.bundle.config), *(self.where.columns if self.where is not None else ())]
         try:
             table = read_fragment(fragment, names)
-        except DataError as error:
+        except DecodeError as error:
             if not self.skip or not is_stored(fragment):
                 raise
             reason = Reason(error.problem, None, fragment.rows, fragment.file, None)

@@ -70,5 +70,6 @@ class Quarantine:
     def __call__(self, fragment: Fragment, errors: Mapping[int, DataError]) -> None:
         digest = hashlib.sha256(fragment.file.encode()).hexdigest()[:8]
         name = f"{stem(fragment.file)}-{digest}-{fragment.row_group:05d}.parquet"
-        rows = quarantined(read_whole_fragment(fragment), errors, file=fragment.file, first_row=first_row(fragment))
+        stored = read_whole_fragment(fragment, as_stored=True)
+        rows = quarantined(stored, errors, file=fragment.file, first_row=first_row(fragment))
         write_quarantine(self.directory, name, rows)

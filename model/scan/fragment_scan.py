@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.config import ModelConfig
-from model.errors import DataError
+from model.errors import DataError, DecodeError
 from model.features.fitted_columns import (
     iterate_leaves,
 )
@@ -103,7 +103,7 @@ def scan_fragment(
         names.append(split.key)
     try:
         table = read_fragment(fragment, names)
-    except DataError as error:
+    except DecodeError as error:
         if on_bad is None or not is_stored(fragment):
             raise
         return _unreadable(fragment, config, split, error)

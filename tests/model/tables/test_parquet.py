@@ -126,7 +126,7 @@ def test_a_damaged_page_is_told_with_its_row_group(tmp_path: Path) -> None:
         read_fragment(second, ["x"])
     message = str(raised.value)
     assert message.startswith(f"{path}: row group 1 cannot be decoded (")
-    assert message.endswith("); write or remove the file")
+    assert message.endswith("); write the file again")
     assert "\n" not in message
 
 
