@@ -35,14 +35,21 @@ def csv_schema(file: str) -> pa.Schema:
         block = _first_block(file, {})
         numbers = [field.name for field in block.schema if pa.types.is_integer(field.type)]
         texts = _first_block(file, dict.fromkeys(numbers, pa.string()))
-        codes = {name for name in numbers if pc.any(pc.match_substring_regex(texts.column(name), "^-?0[0-9]")).as_py()}
-    return pa.schema([pa.field(field.name, _kind(field, field.name in codes)) for field in block.schema])
+    return pa.schema([(name, _kind(block.column(name), texts.column(name))) for name in block.schema.names])
 
 
-def _kind(field: pa.Field, code: bool) -> pa.DataType:
-    if pa.types.is_timestamp(field.type):
-        return pa.timestamp("ns" if field.type.unit == "ns" else "us", field.type.tz)
-    return pa.string() if code else field.type
+def _kind(values: Any, texts: Any) -> pa.DataType:
+    """The type of a column by its first `values`; `texts` are the same as they stand, where they are whole numbers."""
+    if pa.types.is_timestamp(values.type):
+        nanoseconds = values.type.unit == "ns" and _is_finer(values)
+        return pa.timestamp("ns" if nanoseconds else "us", values.type.tz)
+    code = pa.types.is_integer(values.type) and pc.any(pc.match_substring_regex(texts, "^-?0[0-9]")).as_py()
+    return pa.string() if code else values.type
+
+
+def _is_finer(moments: Any) -> bool:
+    """Whether moments in nanoseconds are lost in microseconds; pyarrow takes nanoseconds for all fractions."""
+    return bool(pc.any(pc.not_equal(pc.nanosecond(moments), 0)).as_py())
 
 
 def file_bytes(file: str) -> int:
