@@ -15,19 +15,23 @@ import pyarrow as pa
 from model.batches.encode import encode_rows
 from model.bundle.run_directory import resolve_bundle
 from model.errors import ConfigError, DataError, DecodeError
+from model.features.labels import FittedLabel
 from model.registry import import_plugins
 from model.scan.bad_rows import Reason, find_bad_rows, merged_reasons, reasons_of
 from model.scan.needed_columns import optional_columns, read_columns
 from model.scoring.metrics import MetricState, merged, results
+from model.scoring.unknown_labels import without_unknown
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
 from model.tables.parquet import find, first_row, is_stored, read_fragment
+from model.tables.prepared import prepared_of
 from pipelines.ingest.row_counts import RowCounts
 from pipelines.quarantine import Quarantine
 from pipelines.tasks.map import over_fragments
 
 BAD_ROWS, FILTERED_ROWS = "bad_rows", "filtered_rows"
+UNKNOWN = "unknown_labels"
 
 
 def evaluate(
@@ -43,6 +47,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of a bundle (or a run's best) over all rows under `data`; see `model.scoring.metrics.results`.
 
+    In data that are prepared for scoring, labels that are not known yet count nowhere but in `unknown_labels`.
     With `filter` they are those of the rows that it keeps, and `filtered_rows` counts the others. With
     `on_bad_rows="skip"` bad rows are left out, counted in `bad_rows` and written to the directory `quarantine`, if one
     is named; `on_report` is told why. DataError names file, row and column; CheckpointError when the bundle is damaged.
@@ -64,7 +69,10 @@ def evaluate(
             progress(len(parts), len(found.fragments))
     reasons = merged_reasons(Reason(**reason) for part in parts for reason in part["reasons"])
     filtered = found.excluded_rows + sum(part["filtered"] for part in parts)
-    metrics = results(loaded.label, merged(part["metrics"] for part in parts))
+    sums = merged(part["metrics"] for part in parts)
+    metrics = results(loaded.label, sums)
+    if any(each.for_scoring for each in found.prepared):
+        metrics[UNKNOWN] = int(sums.get(UNKNOWN, 0))
     bad = sum(reason.rows for reason in reasons)
     if on_report is not None:
         rows = found.excluded_rows + sum(fragment.rows for fragment in found.fragments)
@@ -130,11 +138,19 @@ class FragmentEvaluator:
         return {"metrics": metrics, "filtered": filtered, "reasons": [asdict(reason) for reason in reasons]}
 
     def _encode(self, table: pa.Table) -> object:
-        return encode_rows(table, self.bundle.columns, self.bundle.label)
+        table, label, _ = self._with_known_labels(table)
+        return encode_rows(table, self.bundle.columns, label)
+
+    def _with_known_labels(self, table: pa.Table) -> tuple[pa.Table, FittedLabel, int]:
+        prepared = prepared_of(table.schema.metadata, "")
+        if prepared is None or not prepared.for_scoring:
+            return table, self.bundle.label, 0
+        return without_unknown(table, self.bundle.label)
 
     def _metrics(self, table: pa.Table) -> MetricState:
         from model.scoring.metrics import table_metrics
 
         if not table.num_rows:
             return {}
-        return table_metrics(self.network, self.bundle.columns, self.bundle.label, table)
+        table, label, unknown = self._with_known_labels(table)
+        return {**table_metrics(self.network, self.bundle.columns, label, table), UNKNOWN: float(unknown)}

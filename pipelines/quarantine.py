@@ -24,16 +24,19 @@ FILE, ROW, COLUMN, REASON = "quarantine_file", "quarantine_row", "quarantine_col
 ROWS = "quarantine_rows"  # of what stands for a whole row group: how many rows it had
 
 
-def quarantined(table: pa.Table, errors: Mapping[int, DataError], *, file: str, first_row: int) -> pa.Table:
+def quarantined(
+    table: pa.Table, errors: Mapping[int, DataError], *, file: str | None, first_row: int | None
+) -> pa.Table:
     """The bad rows of `table` and four columns more: file, row in that file, column (null: the row), and reason.
 
-    `errors` maps rows of `table` to what is wrong; `first_row` is the place of its row 0 in `file`.
+    `errors` maps rows of `table` to what is wrong; `first_row` is the place of its row 0 in `file`. Both are None where
+    nobody knows any more.
     """
     rows = sorted(errors)
     bad = table.take(pa.array(rows, pa.int64()))
     told = {
         FILE: pa.array([file] * len(rows), pa.string()),
-        ROW: pa.array([row + first_row for row in rows], pa.int64()),
+        ROW: pa.array([None if first_row is None else row + first_row for row in rows], pa.int64()),
         COLUMN: pa.array([errors[row].column for row in rows], pa.string()),
         REASON: pa.array([errors[row].problem for row in rows], pa.string()),
     }

@@ -62,6 +62,10 @@ class NestedSchema:
         """The type that a column has when it is read."""
         return self._places[name].type
 
+    def flat(self) -> pa.Schema:
+        """The columns, none of them a struct."""
+        return pa.schema([pa.field(name, self.type(name)) for name in self.names], self.schema.metadata)
+
     def leaves(self, name: str) -> list[int]:
         """The numbers of the Parquet columns that a column is read from."""
         place = self._places[name]
