@@ -14,22 +14,25 @@ import pyarrow as pa
 
 from model.batches.encode import encode_rows
 from model.bundle.run_directory import resolve_bundle
-from model.errors import ConfigError, DataError
+from model.errors import ConfigError, DataError, DecodeError
 from model.features.labels import FittedLabel
 from model.registry import import_plugins
 from model.scan.bad_rows import Reason, find_bad_rows, merged_reasons, reasons_of
 from model.scan.needed_columns import optional_columns, read_columns
 from model.scoring.metrics import MetricState, merged, results
+from model.scoring.unknown_labels import without_unknown
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
 from model.tables.parquet import Found, find, first_row, is_stored, read_fragment
+from model.tables.prepared import prepared_of
 from pipelines.ingest.row_counts import RowCounts
 from pipelines.quarantine import Quarantine, with_way_out
 from pipelines.tasks.map import over_fragments
 
 BAD_ROWS, FILTERED_ROWS = "bad_rows", "filtered_rows"
 NOTHING_FOUND = Found([])  # tasks get their row groups one by one
+UNKNOWN = "unknown_labels"
 
 
 def evaluate(
@@ -46,6 +49,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of a bundle (or a run's best) over all rows under `data`; see `model.scoring.metrics.results`.
 
+    In data that are prepared for scoring, labels that are not known yet count nowhere but in `unknown_labels`.
     With `filter` they are those of the rows that it keeps, and `filtered_rows` counts the others. With
     `on_bad_rows="skip"` bad rows are left out, counted in `bad_rows` and written to the directory `quarantine`, if one
     is named; `on_report` is told why. A label that is none of the model's classes is wrong, has no loss and is counted
@@ -116,7 +120,10 @@ def run_evaluation(
             progress(len(parts), len(found.fragments))
     reasons = merged_reasons(Reason(**reason) for part in parts for reason in part["reasons"])
     filtered = found.excluded_rows + sum(part["filtered"] for part in parts)
-    metrics = results(planned.label, merged(part["metrics"] for part in parts))
+    sums = merged(part["metrics"] for part in parts)
+    metrics = results(planned.label, sums)
+    if any(each.for_scoring for each in found.prepared):
+        metrics[UNKNOWN] = int(sums.get(UNKNOWN, 0))
     bad = sum(reason.rows for reason in reasons)
     if on_report is not None:
         rows = found.excluded_rows + sum(fragment.rows for fragment in found.fragments)
@@ -153,7 +160,7 @@ class FragmentEvaluator:
         names = [*read_columns(self.bundle.config), *(self.where.columns if self.where is not None else ())]
         try:
             table = read_fragment(fragment, names)
-        except DataError as error:
+        except DecodeError as error:
             if not self.skip or not is_stored(fragment):
                 raise
             reason = Reason(error.problem, None, fragment.rows, fragment.file, None)
@@ -181,12 +188,20 @@ class FragmentEvaluator:
         return {"metrics": metrics, "filtered": filtered, "reasons": [asdict(reason) for reason in reasons]}
 
     def _encode(self, table: pa.Table) -> object:
-        return encode_rows(table, self.bundle.columns, self.bundle.label, unseen_labels=self.unseen_labels)
+        table, label, _ = self._with_known_labels(table)
+        return encode_rows(table, self.bundle.columns, label, unseen_labels=self.unseen_labels)
+
+    def _with_known_labels(self, table: pa.Table) -> tuple[pa.Table, FittedLabel, int]:
+        prepared = prepared_of(table.schema.metadata, "")
+        if prepared is None or not prepared.for_scoring:
+            return table, self.bundle.label, 0
+        return without_unknown(table, self.bundle.label)
 
     def _metrics(self, table: pa.Table) -> MetricState:
         from model.scoring.metrics import table_metrics
 
         if not table.num_rows:
             return {}
-        bundle = self.bundle
-        return table_metrics(self.network, bundle.columns, bundle.label, table, unseen_labels=self.unseen_labels)
+        table, label, unknown = self._with_known_labels(table)
+        sums = table_metrics(self.network, self.bundle.columns, label, table, unseen_labels=self.unseen_labels)
+        return {**sums, UNKNOWN: float(unknown)}

@@ -34,16 +34,19 @@ def with_way_out(error: DataError, fragment: Fragment, option: str) -> DataError
     return type(error)(told, file=error.file, row=error.row, column=error.column)
 
 
-def quarantined(table: pa.Table, errors: Mapping[int, DataError], *, file: str, first_row: int) -> pa.Table:
+def quarantined(
+    table: pa.Table, errors: Mapping[int, DataError], *, file: str | None, first_row: int | None
+) -> pa.Table:
     """The bad rows of `table` and four columns more: file, row in that file, column (null: the row), and reason.
 
-    `errors` maps rows of `table` to what is wrong; `first_row` is the place of its row 0 in `file`.
+    `errors` maps rows of `table` to what is wrong; `first_row` is the place of its row 0 in `file`. Both are None where
+    nobody knows any more.
     """
     rows = sorted(errors)
     bad = table.take(pa.array(rows, pa.int64()))
     told = {
         FILE: pa.array([file] * len(rows), pa.string()),
-        ROW: pa.array([row + first_row for row in rows], pa.int64()),
+        ROW: pa.array([None if first_row is None else row + first_row for row in rows], pa.int64()),
         COLUMN: pa.array([errors[row].column for row in rows], pa.string()),
         REASON: pa.array([errors[row].problem for row in rows], pa.string()),
     }
@@ -80,5 +83,6 @@ class Quarantine:
     def __call__(self, fragment: Fragment, errors: Mapping[int, DataError]) -> None:
         digest = hashlib.sha256(fragment.file.encode()).hexdigest()[:8]
         name = f"{stem(fragment.file)}-{digest}-{fragment.row_group:05d}.parquet"
-        rows = quarantined(read_whole_fragment(fragment), errors, file=fragment.file, first_row=first_row(fragment))
+        stored = read_whole_fragment(fragment, as_stored=True)
+        rows = quarantined(stored, errors, file=fragment.file, first_row=first_row(fragment))
         write_quarantine(self.directory, name, rows)

@@ -19,8 +19,10 @@ from model.estimator.arrays import Converted, context_array, cut, sequence_array
 from model.features.fitted_columns import GROUPS
 from model.features.labels import PredictionType, ProblemType
 from model.prediction_keys import RNNKeys
+from model.scan.needed_columns import read_columns
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, is_list, plain, unnest
+from model.tables.nested import with_fields
 
 
 class Rows(NamedTuple):
@@ -78,6 +80,7 @@ def _table_rows(features: Any, labels: Any, config: ModelConfig) -> Rows:
     if isinstance(features, pa.RecordBatch):
         features = pa.Table.from_batches([features])
     table = features if isinstance(features, pa.Table) else pa.Table.from_pandas(features, preserve_index=False)
+    table = with_fields(table, read_columns(config))
     if labels is None:
         return Rows(table)
     if config.label in table.column_names:

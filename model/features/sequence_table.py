@@ -79,4 +79,11 @@ def _steps(array: Array, name: str) -> Lists:
             f"if it has one value a row",
             column=name,
         )
-    return unnest(array, name)
+    steps = unnest(array, name)
+    held = steps.values.type
+    if is_list(held) and is_list(held.value_type):
+        raise DataError(
+            f"a step must hold a value or a list of values, but its type is {held}; write it again as one list a step",
+            column=name,
+        )
+    return steps

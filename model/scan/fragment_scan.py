@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.config import ModelConfig
-from model.errors import DataError
+from model.errors import DataError, DecodeError
 from model.features.fitted_columns import (
     iterate_leaves,
 )
@@ -106,7 +106,7 @@ def scan_fragment(
         names += split.columns
     try:
         table = read_fragment(fragment, names)
-    except DataError as error:
+    except DecodeError as error:
         if on_bad is None or not is_stored(fragment):
             raise
         return _unreadable(fragment, config, split, error)

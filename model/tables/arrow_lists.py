@@ -50,12 +50,47 @@ def plain(array: Array) -> Array:
     if isinstance(array, pa.ChunkedArray):
         array = _joined(array)
     if isinstance(array, pa.ExtensionArray):
-        array = array.storage
+        array = _tensor_lists(array) if is_tensor(array.type) else array.storage
     if pa.types.is_run_end_encoded(array.type):
         array = pc.run_end_decode(array)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     return array
+
+
+def is_tensor(arrow_type: pa.DataType) -> bool:
+    """Whether values are tensors of two dimensions or more, which are lists in lists when they are `plain`."""
+    return isinstance(arrow_type, pa.FixedShapeTensorType) and len(arrow_type.shape) > 1 and 0 not in arrow_type.shape
+
+
+def stored_type(arrow_type: pa.BaseExtensionType) -> pa.DataType:
+    """The type that an array of an extension type has when it is `plain`."""
+    if not is_tensor(arrow_type):
+        return arrow_type.storage_type
+    kind = arrow_type.storage_type.value_type
+    for size in reversed(_shape(arrow_type)):
+        kind = pa.list_(kind, size)
+    return kind
+
+
+def _shape(kind: pa.DataType) -> list[int]:
+    """A tensor's dimensions as it is to be seen; in memory its axes may stand in another order."""
+    return [kind.shape[axis] for axis in kind.permutation or range(len(kind.shape))]
+
+
+def _tensor_lists(array: Array) -> Array:
+    """Tensors as lists of a fixed size: [T, D] is a list of T lists of D values each."""
+    kind, storage = array.type, array.storage
+    count = storage.type.list_size
+    values = storage.values.slice(storage.offset * count, len(array) * count)
+    order = list(kind.permutation or range(len(kind.shape)))
+    if order != sorted(order):
+        places = np.arange(len(values)).reshape(len(array), *kind.shape)
+        values = values.take(pa.array(places.transpose(0, *(axis + 1 for axis in order)).reshape(-1)))
+    steps, *inner = _shape(kind)
+    for size in reversed(inner):
+        values = pa.FixedSizeListArray.from_arrays(values, size)
+    return pa.FixedSizeListArray.from_arrays(values, steps, mask=array.is_null() if array.null_count else None)
 
 
 def _joined(column: Array) -> Array:
@@ -67,13 +102,26 @@ def _joined(column: Array) -> Array:
         return array
     if not len(array):  # an empty column combines to no chunk at all
         return pa.array([], array.type)
-    return column.cast(
-        pa.large_string()
-    ).combine_chunks()  # more than 2 GiB of text, which one string array cannot hold
+    return column.cast(large(column.type)).combine_chunks()
 
 
 def _combined(column: Array) -> Array:
-    return column.combine_chunks()
+    """One array; or chunks still, where they are more than 2 GiB of text, which one string array cannot hold."""
+    try:
+        return column.combine_chunks()
+    except pa.ArrowInvalid:  # what it says of such text in lists
+        return column
+
+
+def large(kind: pa.DataType) -> pa.DataType:
+    """The type with 64-bit offsets."""
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(large(kind.value_type), kind.list_size)
+    if is_list(kind):
+        return pa.large_list(large(kind.value_type))
+    if pa.types.is_string(kind):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary(kind) else kind
 
 
 def unnest(array: Array, column: str) -> Lists:
@@ -188,7 +236,14 @@ def require_column(table: pa.Table, name: str) -> Array:
     """A column as one plain array; a DataError that lists what there is when it is missing."""
     if name not in table.column_names:
         raise DataError(f"is not in the data; the columns are {listed(table.column_names)}", column=name)
-    return plain(table.column(name))
+    array = plain(table.column(name))
+    held = array.type
+    while is_list(held):
+        held = held.value_type
+    if pa.types.is_struct(held):
+        fields = ", ".join(f"{name}.{field.name}" for field in held)
+        raise DataError(f"must hold values or lists of them, but holds structs; name a field: {fields}", column=name)
+    return array
 
 
 def check_lengths(lengths_B: np.ndarray, name: str, expected_B: np.ndarray, expected_name: str) -> None:

@@ -6,7 +6,7 @@
     truth values   paid, not paid, for a column of booleans
     joined by      and, or, not, parentheses
     values         'text', 1, -2.5, true, false; times as text: day >= '2024-01-31', at < '2024-01-31 12:00'
-    columns        by name; in backticks where that is no plain name: `unit price` > 3
+    columns        by name, of structs as ctx.country; in backticks where that is no plain name: `unit price` > 3
 
 The text is read by Python's own parser and turned into the few nodes below; nothing of it is ever run.
 `model.tables.filter_arrow` makes Arrow's expressions of them. Knows no Arrow and no files.
@@ -236,16 +236,27 @@ class _Parser:
         return Not(found) if isinstance(op, ast.IsNot | ast.NotIn) else found
 
     def _is_column(self, node: ast.expr) -> bool:
-        return isinstance(node, ast.Name) and (node.id in self.names or node.id not in _WORDS)
+        return self._name(node) is not None
+
+    def _name(self, node: ast.expr) -> str | None:
+        """The column that a node names, `a.b` among them; None where it is something else."""
+        if isinstance(node, ast.Attribute):
+            outer = self._name(node.value)
+            return None if outer is None else f"{outer}.{node.attr}"
+        if not isinstance(node, ast.Name) or (node.id not in self.names and node.id in _WORDS):
+            return None
+        name: str = self.names.get(node.id, node.id)
+        return name
 
     def _is_null(self, node: ast.expr) -> bool:
         named = isinstance(node, ast.Name) and not self._is_column(node) and _WORDS[node.id] is None
         return named or (isinstance(node, ast.Constant) and node.value is None)
 
     def _column(self, node: ast.expr) -> Column:
-        if not isinstance(node, ast.Name) or not self._is_column(node):
+        name = self._name(node)
+        if name is None:
             raise self._fault_at(node)
-        return Column(self.names.get(node.id, node.id))
+        return Column(name)
 
     def _literal(self, node: ast.expr) -> Literal:
         if isinstance(node, ast.Name) and node.id in _WORDS and _WORDS[node.id] is not None:

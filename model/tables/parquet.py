@@ -17,12 +17,15 @@ from model.errors import DataError, DecodeError, first_line, listed
 from model.settings import did_you_mean
 from model.storage import find_files, is_refused, resolve, why
 from model.storage.filesystems import PathLike
+from model.tables.arrow_lists import large
 from model.tables.filter_arrow import kept_row_groups
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment, PartitionValue
 from model.tables.hive_paths import Partitions, partitions_of
+from model.tables.nested import NestedSchema
 from model.tables.prepared import Prepared, prepared_of
 from model.tables.schema_agreement import SchemaAgreement
+from model.tables.unsupported import unsupported
 
 if TYPE_CHECKING:  # loaded by the functions that use it: a quarter of what `from model import …` would take
     import pyarrow.parquet as pq
@@ -116,7 +119,7 @@ class _Footer:
     """What is kept of one file's footer."""
 
     file: str
-    schema: pa.Schema
+    schema: NestedSchema
     rows: list[int]  # of each row group
     partitions: dict[str, PartitionValue]
     kept: set[int] | None  # row groups that a filter may keep; None: all
@@ -128,23 +131,27 @@ class _Footer:
         """The columns the file gives, its path's among them."""
         return list(dict.fromkeys([*self.schema.names, *self.partitions]))
 
+    def has(self, name: str) -> bool:
+        """Whether the file or its path gives a column."""
+        return name in self.schema or name in self.partitions
+
     def types(self, names: Sequence[str]) -> dict[str, pa.DataType]:
         """Their types, as far as the file gives them."""
-        found = {name: self.schema.field(name).type for name in names if name in self.schema.names}
+        found = {name: self.schema.type(name) for name in names if name in self.schema}
         return found | {name: _partition_type(self.partitions[name]) for name in names if name in self.partitions}
 
 
 def _footer_of(file: str, parts: Partitions, where: Filter | None) -> _Footer:
     metadata = read_footer(file)
-    schema = metadata.schema.to_arrow_schema()
-    partitions = parts.beside(schema.names)
+    schema = NestedSchema(metadata.schema.to_arrow_schema())
+    partitions = parts.beside(schema.schema.names)
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     nbytes = sum(
         map(_decoded_bytes if len(groups) * metadata.num_columns <= MOST_SIZED_COLUMNS else _stored_bytes, groups)
     )
     prepared = prepared_of(metadata.metadata, file)
     footer = _Footer(file, schema, [group.num_rows for group in groups], partitions, None, nbytes, prepared)
-    if where is None or any(name not in footer.names for name in where.columns):  # a missing one is told later
+    if where is None or not all(map(footer.has, where.columns)):  # a missing one is told later
         return footer
     _refuse_repeated(footer, where.columns)
     if where.excludes(partitions):
@@ -174,7 +181,7 @@ def _check_columns(
     for footer in footers:
         _refuse_repeated(footer, needed)
         for name in needed:
-            if name not in footer.names and name not in optional:
+            if not footer.has(name) and name not in optional:
                 raise _missing(footer, name)
         agreement.add(footer.types(needed), footer.file)
     for name in needed:
@@ -192,7 +199,7 @@ def _missing(footer: _Footer, name: str) -> DataError:
 
 def _refuse_repeated(footer: _Footer, needed: Sequence[str]) -> None:
     for name in needed:
-        if footer.schema.names.count(name) > 1:
+        if footer.schema.schema.names.count(name) > 1:
             raise DataError(
                 "stands more than once in the file; write it again with a name for each", file=footer.file, column=name
             )
@@ -200,7 +207,7 @@ def _refuse_repeated(footer: _Footer, needed: Sequence[str]) -> None:
 
 def _fragments(footer: _Footer, needed: Sequence[str]) -> Iterator[Fragment]:
     given = tuple(footer.partitions.items())
-    absent = tuple(name for name in needed if name not in footer.names)
+    absent = tuple(name for name in needed if not footer.has(name))
     first = 0
     for group, rows in enumerate(footer.rows):
         if rows and (footer.kept is None or group in footer.kept):
@@ -215,7 +222,7 @@ def read_footer(file: str, columns: Sequence[str] = ()) -> pq.FileMetaData:
     filesystem, inner = resolve(file)
     try:
         metadata = pq.read_metadata(inner, filesystem=filesystem)
-        schema = metadata.schema.to_arrow_schema()
+        schema = NestedSchema(metadata.schema.to_arrow_schema())
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"must be a whole Parquet file, but its footer cannot be read ({first_line(error)}); write it again",
@@ -226,7 +233,7 @@ def read_footer(file: str, columns: Sequence[str] = ()) -> pq.FileMetaData:
     except _EXTENSION_FAULTS as error:
         raise _strange_extension(file) from error
     for name in columns:
-        if name not in schema.names:
+        if name not in schema:
             raise _missing(_Footer(file, schema, [], {}, None, 0), name)
     return metadata
 
@@ -239,9 +246,12 @@ def read_fragment(fragment: Fragment, columns: Sequence[str]) -> pa.Table:
     return with_path_columns(_read(fragment, columns_in_file(fragment, columns)), fragment, columns)
 
 
-def read_whole_fragment(fragment: Fragment) -> pa.Table:
-    """One row group with all columns of the file, and those from its path. DataError as `read_fragment`."""
-    table = _read(fragment, None)
+def read_whole_fragment(fragment: Fragment, *, as_stored: bool = False) -> pa.Table:
+    """One row group with all columns of the file, and those from its path. DataError as `read_fragment`.
+
+    Fields of structs are columns; or with `as_stored` the structs themselves are.
+    """
+    table = _read(fragment, None, as_stored=as_stored)
     given = [name for name, _ in fragment.partitions]
     kept = [place for place, name in enumerate(table.column_names) if name not in given]
     return with_path_columns(table.select(kept), fragment, given)
@@ -265,26 +275,86 @@ def with_path_columns(table: pa.Table, fragment: Fragment, columns: Sequence[str
     return table
 
 
-def _read(fragment: Fragment, columns: Sequence[str] | None) -> pa.Table:
+def _read(fragment: Fragment, columns: Sequence[str] | None, *, as_stored: bool = False) -> pa.Table:
     import pyarrow.parquet as pq
 
     filesystem, inner = resolve(fragment.file)
     try:
         with pq.ParquetFile(inner, filesystem=filesystem) as reader:
-            return reader.read_row_group(fragment.row_group, columns=columns, use_threads=False)
+            schema = NestedSchema(reader.schema_arrow)
+            paths = None if columns is None else leaf_paths(reader.metadata, schema, columns)
+            whole = _whole(reader, fragment, paths)
+            table = _in_batches(reader, fragment, paths) if whole is None else whole
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise undecodable(fragment, error) from error
     except _EXTENSION_FAULTS as error:
         raise _strange_extension(fragment.file) from error
+    if as_stored:
+        return table
+    try:
+        found = schema.all_of(table) if columns is None else schema.table(table, columns)
+    except DataError as error:
+        raise error.located(file=fragment.file, first_row=first_row(fragment)) from error
+    return found if whole is not None else _long(found)
 
 
-def undecodable(fragment: Fragment, error: BaseException) -> DecodeError:
-    """What to say of a row group that a library could not read."""
+def leaf_paths(metadata: pq.FileMetaData, schema: NestedSchema, columns: Sequence[str]) -> list[str]:
+    """The Parquet columns that hold the columns, as pyarrow names them: fields that nobody asked for are not read."""
+    numbers = [number for name in columns if name in schema for number in schema.leaves(name)]
+    return [metadata.schema.column(number).path for number in dict.fromkeys(numbers)]
+
+
+def _whole(reader: pq.ParquetFile, fragment: Fragment, paths: list[str] | None) -> pa.Table | None:
+    """A row group; None where it cannot be read at once."""
+    try:
+        return reader.read_row_group(fragment.row_group, columns=paths, use_threads=False)
+    except pa.ArrowNotImplementedError:
+        return None
+
+
+def _in_batches(reader: pq.ParquetFile, fragment: Fragment, paths: list[str] | None) -> pa.Table:
+    """A row group with more text in lists than one Arrow array with 32-bit offsets can hold."""
+    batches = list(batches_of(reader, fragment, paths, -(-fragment.rows // 4)))
+    return pa.Table.from_batches(batches)
+
+
+def _long(table: pa.Table) -> pa.Table:
+    """With 64-bit offsets, so that rows can be taken from chunks that no other array could hold together."""
+    return pa.table(
+        {name: table.column(name).cast(large(table.schema.field(name).type)) for name in table.column_names}
+    )
+
+
+def batches_of(
+    reader: pq.ParquetFile, fragment: Fragment, paths: list[str] | None, rows: int
+) -> Iterator[pa.RecordBatch]:
+    """A row group in batches of at most `rows`; of fewer where one Arrow array cannot hold so much text in lists.
+
+    That is 2 GiB, and how much a page decodes to is written nowhere.
+    """
+    done = 0
+    while done < fragment.rows:
+        seen = 0
+        try:
+            for batch in reader.iter_batches(rows, row_groups=[fragment.row_group], columns=paths, use_threads=False):
+                known, seen = max(0, done - seen), seen + batch.num_rows
+                if known < batch.num_rows:
+                    done = seen
+                    yield batch.slice(known)
+            return
+        except pa.ArrowNotImplementedError:
+            if rows == 1:
+                raise
+            rows = -(-rows // 4)
+
+
+def undecodable(fragment: Fragment, error: BaseException) -> DataError:
+    """What to say of a row group that a library could not read: a DecodeError where it is damaged."""
     if is_refused(fragment.file, error):
         return DecodeError(
             f"row group {fragment.row_group} cannot be read: {why(fragment.file, error)}", file=fragment.file
         )
-    return not_decoded(fragment, first_line(error))
+    return unsupported(fragment, error) or not_decoded(fragment, first_line(error))
 
 
 def not_decoded(fragment: Fragment, reason: str) -> DecodeError:

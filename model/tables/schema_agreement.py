@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from model.errors import DataError
-from model.tables.arrow_lists import is_list
+from model.tables.arrow_lists import is_list, stored_type
 
 Shape = tuple[int, str, int | None]
 
@@ -60,7 +60,7 @@ def _unwrapped(arrow_type: pa.DataType) -> tuple[int, int | None, pa.DataType]:
     depth, width = 0, None
     while True:
         if isinstance(arrow_type, pa.BaseExtensionType):
-            arrow_type = arrow_type.storage_type
+            arrow_type = stored_type(arrow_type)
         elif pa.types.is_dictionary(arrow_type) or pa.types.is_run_end_encoded(arrow_type):
             arrow_type = arrow_type.value_type
         elif is_list(arrow_type):

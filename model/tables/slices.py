@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model.errors import DataError
 from model.storage import resolve, stem
 from model.tables.fragments import Fragment
-from model.tables.parquet import columns_in_file, not_decoded, of_each_file, undecodable
+from model.tables.nested import NestedSchema
+from model.tables.parquet import batches_of, columns_in_file, leaf_paths, not_decoded, of_each_file, undecodable
 
 SLICE_BYTES = 16 << 20  # of decoded values and of what is computed from them; a task holds a few times as much
 MOST_SLICE_ROWS = 1 << 16
@@ -76,19 +78,21 @@ def _read_footer(file: str) -> Footer:
         digest = hashlib.sha256(stream.read_at(length, stream.size() - length)).hexdigest()
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     schema = metadata.schema.to_arrow_schema()
-    return Footer(schema, tuple(group.num_rows for group in groups), tuple(map(_column_sizes, groups)), digest)
+    columns = NestedSchema(schema)
+    sizes = tuple(_column_sizes(group, columns) for group in groups)
+    return Footer(schema, tuple(group.num_rows for group in groups), sizes, digest)
 
 
-def _column_sizes(group: pq.RowGroupMetaData) -> dict[str, tuple[int, int]]:
-    """By top-level column: bytes that its values take when decoded, at most, and the values of its longest leaf."""
-    sizes: dict[str, tuple[int, int]] = {}
-    for number in range(group.num_columns):
-        leaf = group.column(number)
-        name = leaf.path_in_schema.partition(".")[0]
-        size, values = sizes.get(name, (0, 0))
-        # Dictionaries and runs are decoded: eight bytes a value on top bound what numbers become.
-        sizes[name] = (size + leaf.total_uncompressed_size + 8 * leaf.num_values, max(values, leaf.num_values))
-    return sizes
+def _column_sizes(group: pq.RowGroupMetaData, columns: NestedSchema) -> dict[str, tuple[int, int]]:
+    """By column: bytes that its values take when decoded, at most, and the values of its longest leaf."""
+    leaves = [group.column(number) for number in range(group.num_columns)]
+    # Dictionaries and runs are decoded: eight bytes a value on top bound what numbers become.
+    sizes = [leaf.total_uncompressed_size + 8 * leaf.num_values for leaf in leaves]
+    found = {name: columns.leaves(name) for name in columns}
+    return {
+        name: (sum(sizes[place] for place in places), max((leaves[place].num_values for place in places), default=0))
+        for name, places in found.items()
+    }
 
 
 def slice_row_groups(
@@ -140,19 +144,28 @@ def empty_slices(block: SlicedRowGroup, columns: Sequence[str]) -> Iterator[tupl
     filesystem, inner = resolve(block.fragment.file)
     schema = pq.read_schema(inner, filesystem=filesystem)
     names = list(dict.fromkeys(columns))
-    table = schema.empty_table().select(columns_in_file(block.fragment, names))
+    table = NestedSchema(schema).table(schema.empty_table(), columns_in_file(block.fragment, names))
     for number in range(block.first_slice, block.first_slice + block.slices):
         yield number, _completed(table, block.fragment, names)
 
 
-def schemas_of(fragments: Sequence[Fragment], footers: Mapping[str, Footer]) -> dict[str, pa.Schema]:
-    """The columns of each file: those in its path, those in itself that the path does not name, and nulls it lacks."""
+def schemas_of(
+    fragments: Sequence[Fragment], footers: Mapping[str, Footer], fields: Sequence[str] = ()
+) -> dict[str, pa.Schema]:
+    """The columns of each file: those in its path, those in itself that the path does not name, and nulls it lacks.
+
+    Among them are those of the `fields` of structs that the file has, as columns of their own.
+    """
     schemas = {}
     for fragment in fragments:
         in_path = [pa.field(name, pa.scalar(value).type) for name, value in fragment.partitions]
-        stored = [field for field in footers[fragment.file].schema if field.name not in dict(fragment.partitions)]
+        columns = NestedSchema(footers[fragment.file].schema)
+        names = [name for name in columns.schema.names if name not in dict(fragment.partitions)]
+        stored = [pa.field(name, columns.type(name)) for name in names]
         absent = [pa.field(name, pa.null()) for name in fragment.absent]
-        schemas[fragment.file] = pa.schema([*stored, *in_path, *absent])
+        taken = {*names, *dict(fragment.partitions)}
+        beside = [pa.field(name, columns.type(name)) for name in fields if name in columns and name not in taken]
+        schemas[fragment.file] = pa.schema([*stored, *in_path, *beside, *absent])
     return schemas
 
 
@@ -169,12 +182,15 @@ def _pieces(block: SlicedRowGroup, columns: Sequence[str]) -> Iterator[pa.Table]
     fragment = block.fragment
     filesystem, inner = resolve(fragment.file)
     names = list(dict.fromkeys(columns))
-    stored = columns_in_file(fragment, names)
+    stored, done = columns_in_file(fragment, names), 0
     try:
         with pq.ParquetFile(inner, filesystem=filesystem, buffer_size=STREAM_BYTES) as reader:
-            for batch in reader.iter_batches(
-                block.slice_rows, row_groups=[fragment.row_group], columns=stored, use_threads=False
-            ):
-                yield _completed(pa.table(batch), fragment, names)
+            schema = NestedSchema(reader.schema_arrow)
+            paths = leaf_paths(reader.metadata, schema, stored)
+            for batch in batches_of(reader, fragment, paths, block.slice_rows):
+                yield _completed(schema.table(pa.table(batch), stored), fragment, names)
+                done += batch.num_rows
+    except DataError as error:
+        raise error.located(file=fragment.file, first_row=block.first_row + done) from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise undecodable(fragment, error) from error

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.config import ModelConfig
-from model.errors import DataError
+from model.errors import DecodeError
 from model.features.quantile_sketch import packed, unpacked
 from model.registry import import_plugins
 from model.tables.arrow_lists import Array, numbers, plain, ranges
@@ -145,7 +145,7 @@ def profile_fragment(fragment: Fragment, look: Look) -> FragmentProfile:
     first = first_row(fragment)
     try:
         table, rows = read_whole_fragment(fragment), first + np.arange(fragment.rows)
-    except DataError as error:
+    except DecodeError as error:
         if not is_stored(fragment):
             raise
         damage = Damage(fragment.file, fragment.row_group, first, fragment.rows, error.problem)

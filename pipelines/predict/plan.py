@@ -46,7 +46,7 @@ def plan_prediction(bundle: str, data: str, output: str, choices: Choices) -> Pr
     needed = [*inputs, *choices.key, *(choices.keep or ())]
     fragments = find_fragments(data, needed, optional=optional_columns(scorer.config))
     footers = read_footers([fragment.file for fragment in fragments])
-    schemas = schemas_of(fragments, footers)
+    schemas = schemas_of(fragments, footers, [*choices.key, *(choices.keep or ())])
     keep = _kept(choices, schemas)
     check_state_columns(schemas, scorer.state_spec)
     row_bytes, step_bytes = computed_bytes(scorer)

@@ -13,13 +13,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from model.errors import ConfigError, DataError, first_line
+from model.errors import ConfigError, DataError
 from model.settings import did_you_mean
 from model.tables import compute as pc
 from model.tables.arrow_lists import is_list
-from pipelines.prepare.settings import PrepareSettings, gap_number
+from model.tables.prepared import Prepared, PreparedLabel
+from pipelines.prepare.keys import key_type
+from pipelines.prepare.settings import SPLITS, PrepareSettings, gap_number
 
 INDEX = "sequence_index"
+# Of the rows that a preparation leaves to the next one: the next `sequence_index` of the key (null in events), and
+# whether the row stands in a sequence already, and is here for its time alone.
+NEXT_INDEX, IS_WRITTEN = "_prepare_next_index", "_prepare_is_written"
+LEFT = "_open"  # the directory of these rows, below the output
+CARRIED = pa.schema([pa.field(NEXT_INDEX, pa.int64()), pa.field(IS_WRITTEN, pa.bool_())])
 SECONDS_PER_UNIT = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 DAY_SECONDS = 86400.0
 
@@ -29,8 +36,8 @@ class Layout:
     """`schema` holds the columns that are read. Gap and boundaries are numbers as `time_numbers` gives them."""
 
     schema: pa.Schema
-    key: str
-    time: str
+    keys: tuple[str, ...]  # the entity; none for a single series
+    times: tuple[str, ...]  # the time, and what orders events of one time
     sequence: tuple[str, ...]
     context: tuple[str, ...]
     candidates: tuple[str, ...]  # of `sequence`: what may turn out to be context
@@ -41,6 +48,19 @@ class Layout:
     max_length: int | None
     gap: int | float | None
     boundaries: tuple[int | float, ...]
+    for_scoring: bool
+    ends: tuple[str, ...] = ()  # of `context`: what is known only at the end of a key's events
+    continues: bool = False  # rows that an earlier preparation has left are read as well
+
+    @property
+    def time(self) -> str:
+        """The column that says when."""
+        return self.times[0]
+
+    @property
+    def read_schema(self) -> pa.Schema:
+        """The columns of the rows that are sorted: the events', and `CARRIED` where this continues a preparation."""
+        return pa.schema([*self.schema, *CARRIED]) if self.continues else self.schema
 
     @property
     def seconds_per_unit(self) -> float:
@@ -56,7 +76,7 @@ class Layout:
     def output_schema(self) -> pa.Schema:
         """The columns of a sequence, in order."""
         time = self.schema.field(self.time).type
-        fields = [pa.field(self.key, self.schema.field(self.key).type), pa.field(INDEX, pa.int64())]
+        fields = [pa.field(key, self.schema.field(key).type) for key in self.keys] + [pa.field(INDEX, pa.int64())]
         fields += [pa.field(f"{self.time}_first", time), pa.field(f"{self.time}_last", time)]
         fields += [pa.field(name, self.schema.field(name).type) for name in self.context]
         fields += [pa.field(name, pa.list_(self.schema.field(name).type)) for name in self.sequence]
@@ -67,10 +87,29 @@ class Layout:
             fields.append(pa.field(self.label_name, pa.list_(kind) if self.label_shift else kind))
         return pa.schema(fields)
 
-    def with_context(self, names: Sequence[str]) -> Layout:
+    def with_context(self, names: Sequence[str], ends: Sequence[str]) -> Layout:
         """The layout after detection: `names` are context, the other candidates are sequence columns."""
         sequence = tuple(name for name in self.sequence if name not in names)
-        return replace(self, sequence=sequence, context=(*self.context, *names), candidates=())
+        return replace(self, sequence=sequence, context=(*self.context, *names), candidates=(), ends=tuple(ends))
+
+    def prepared(self, split: int | None = None) -> Prepared:
+        """What readers of the sequences, or of those of one part of a split, should know."""
+        label = None
+        if self.label is not None:
+            assert self.label_name is not None
+            label = PreparedLabel(
+                column=self.label_name, source=self.label, shift=self.label_shift, change=self.label_change
+            )
+        return Prepared(
+            key=self.keys,
+            index=INDEX,
+            time=self.times,
+            gap_seconds=None if self.gap is None else self.gap * self.seconds_per_unit,
+            label=label,
+            known_at_end=(f"{self.time}_last", *self.ends),
+            split=None if split is None else SPLITS[split],
+            for_scoring=self.for_scoring,
+        )
 
 
 def label_name(label: str, shift: int, *, change: bool) -> str:
@@ -79,44 +118,70 @@ def label_name(label: str, shift: int, *, change: bool) -> str:
     return label if not shift else ahead if shift == 1 else f"{ahead}_{shift}"
 
 
-def layout_of(schema: pa.Schema, settings: PrepareSettings) -> Layout:
-    """The layout of events with `schema`. ConfigError for names that are wrong or stand twice, DataError for types."""
-    _check_names(schema, settings)
-    taken = {settings.key, settings.time, *settings.context}
-    if not settings.label_shift:
-        taken.add(settings.label or settings.key)  # as an input, what is predicted would give itself away
-    chosen = settings.columns
+def columns_named(given: str | tuple[str, ...] | None, names: Sequence[str]) -> tuple[str, ...]:
+    """The columns that `a` or `a,b` names; one of `names` that holds commas itself is meant by its very name."""
+    if given is None or isinstance(given, tuple):
+        return given or ()
+    return (given,) if given in names else tuple(name.strip() for name in given.split(","))
+
+
+def layout_of(
+    schema: pa.Schema, settings: PrepareSettings, found: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+) -> Layout:
+    """The layout of events with `schema`. ConfigError for names that are wrong or stand twice, DataError for types.
+
+    `found` are the sequence and context columns of the preparation that this one continues.
+    """
+    keys, times = columns_named(settings.key, schema.names), columns_named(settings.time, schema.names)
+    _check_names(schema, settings, keys, times)
+    taken = {*keys, times[0], *settings.context}
+    if settings.label is not None and not settings.label_shift:
+        taken.add(settings.label)  # as an input, what is predicted would give itself away
+    chosen, context = found or (settings.columns, settings.context)
     sequence = tuple(name for name in schema.names if name not in taken) if chosen is None else chosen
     if not sequence:
         raise ConfigError(
             "at least one column must be left for the sequences, but key, time, context and label are all"
         )
-    read = [settings.key, settings.time, *settings.context, *sequence, *([settings.label] if settings.label else [])]
-    used = pa.schema([schema.field(name) for name in dict.fromkeys(read)])
-    _check_types(used, settings)
+    read = [*keys, *times, *context, *sequence, *([settings.label] if settings.label else [])]
+    used = pa.schema([_field(schema, name) for name in dict.fromkeys(read)])
+    _check_types(used, settings, keys, times)
     detect = chosen is None and settings.detect_context
-    label, time = settings.label, used.field(settings.time).type
+    label, time = settings.label, used.field(times[0]).type
+    free = [name for name in sequence if name not in (label, *times)]
     layout = Layout(
         schema=used,
-        key=settings.key,
-        time=settings.time,
+        keys=keys,
+        times=times,
         sequence=sequence,
-        context=settings.context,
-        candidates=tuple(name for name in sequence if name != label and not is_list(used.field(name).type) and detect),
+        context=context,
+        candidates=tuple(name for name in free if detect and not is_list(used.field(name).type)),
         label=label,
         label_shift=settings.label_shift,
         label_change=settings.label_change,
         time_delta=settings.time_delta,
         max_length=settings.max_length,
-        gap=gap_units(settings.gap, time, settings.time),
-        boundaries=boundary_units(settings.split_by_time, time, settings.time),
+        gap=gap_units(settings.gap, time, times[0]),
+        boundaries=boundary_units(settings.split_by_time, time, times[0]),
+        for_scoring=settings.for_scoring,
+        continues=found is not None,
     )
     _check_output(layout)
     return layout
 
 
-def _check_names(schema: pa.Schema, settings: PrepareSettings) -> None:
-    named = [("--key", settings.key), ("--time", settings.time)]
+def _field(schema: pa.Schema, name: str) -> pa.Field:
+    if name not in schema.names:
+        raise DataError(
+            f"stands in the sequences that are to be continued, but not in the events, which have "
+            f"{', '.join(schema.names)}; bring it back, or prepare everything anew",
+            column=name,
+        )
+    return schema.field(name)
+
+
+def _check_names(schema: pa.Schema, settings: PrepareSettings, keys: tuple[str, ...], times: tuple[str, ...]) -> None:
+    named = [*(("--key", name) for name in keys), *(("--time", name) for name in times)]
     named += [("--context", name) for name in settings.context]
     named += [("--columns", name) for name in settings.columns or ()]
     named += [("--label", settings.label)] if settings.label is not None else []
@@ -126,8 +191,9 @@ def _check_names(schema: pa.Schema, settings: PrepareSettings) -> None:
                 f"{option} must name a column of the events, but {name!r} is none{did_you_mean(name, schema.names)}; "
                 f"they have {', '.join(schema.names)}"
             )
-    # With a shift the label is a later value, so its column may be an input as well.
+    # With a shift the label is a later value, so its column may be an input as well; so may what orders equal times.
     parts = [each for each in named if not (each[0] == "--label" and settings.label_shift)]
+    parts = [each for each in parts if each[0] != "--time" or each[1] == times[0]]
     for i, (option, name) in enumerate(parts):
         other = next((before for before, same in parts[:i] if same == name and not _may_share(before, option)), None)
         if other is not None:
@@ -139,15 +205,21 @@ def _may_share(first: str, second: str) -> bool:
     return first == "--time" and second == "--columns"
 
 
-def _check_types(schema: pa.Schema, settings: PrepareSettings) -> None:
-    key, time = schema.field(settings.key).type, schema.field(settings.time).type
-    if not (pa.types.is_integer(key) or pa.types.is_string(key) or pa.types.is_large_string(key)):
-        raise DataError(f"the key must hold strings or integers, but its type is {key}", column=settings.key)
-    if not (is_moment(time) or pa.types.is_integer(time) or pa.types.is_floating(time)):
-        raise DataError(
-            f"the time must be a timestamp, date, integer or float, but its type is {time}; write it as one of these",
-            column=settings.time,
-        )
+def _check_types(schema: pa.Schema, settings: PrepareSettings, keys: tuple[str, ...], times: tuple[str, ...]) -> None:
+    for name in keys:
+        if key_type(schema.field(name).type) is None:
+            raise DataError(
+                f"a key must hold texts, whole numbers, booleans or uuids, but its type is {schema.field(name).type}",
+                column=name,
+            )
+    for name in times:
+        kind = schema.field(name).type
+        if not (is_moment(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            what = "the time" if name == times[0] else "what orders events of one time"
+            raise DataError(
+                f"{what} must be a timestamp, date, integer or float, but its type is {kind}; write it as one of these",
+                column=name,
+            )
     label = schema.field(settings.label).type if settings.label_change else pa.float64()
     if not (pa.types.is_integer(label) or pa.types.is_floating(label) or pa.types.is_decimal(label)):
         raise DataError(
@@ -248,35 +320,3 @@ def _has_zone(text: str) -> bool:
 
 def _with_time(text: str) -> str:
     return text if "T" in text or " " in text else f"{text}T00:00:00"
-
-
-# Types of several files -------------------------------------------------------------------------------------------
-
-
-def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """The schema as `arrow_lists.plain` gives its columns: no dictionaries, extension types, views or metadata."""
-    return pa.schema([pa.field(field.name, _plain_type(field.type)) for field in schema])
-
-
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    if isinstance(kind, pa.BaseExtensionType):
-        return _plain_type(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return _plain_type(kind.value_type)
-    return pa.string() if pa.types.is_string_view(kind) else kind
-
-
-def agreed_schema(schemas: dict[str, pa.Schema]) -> pa.Schema:
-    """One schema that holds the columns of all files (by name). DataError names the file whose types do not fit."""
-    agreed: pa.Schema | None = None
-    for file, schema in schemas.items():
-        try:
-            both = [plain_schema(schema)] if agreed is None else [agreed, plain_schema(schema)]
-            agreed = pa.unify_schemas(both, promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise DataError(
-                f"the files of an event table must agree on each column's type, but do not: {first_line(error)}",
-                file=file,
-            ) from error
-    assert agreed is not None, "find_files gives at least one file"
-    return agreed

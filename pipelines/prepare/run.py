@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,12 @@ import numpy as np
 from model.errors import DataError
 from model.storage import join
 from model.storage.filesystems import PathLike
+from pipelines.prepare.detect import Detect, ends, ends_columns
 from pipelines.prepare.layout import Layout
 from pipelines.prepare.plan import PreparePlan, plan_of
 from pipelines.prepare.settings import SPLITS, PrepareSettings
 from pipelines.prepare.sorted_runs import RunFile
-from pipelines.prepare.tasks import Build, Detect, Partition, Recorded
+from pipelines.prepare.tasks import Build, Partition, Recorded
 from pipelines.prepare.workspace import Workplace, kept_results
 from pipelines.tasks.map import over_numbers
 from pipelines.tasks.task import NumberedTask
@@ -52,9 +53,16 @@ class PrepareResult:
     sequence_columns: tuple[str, ...]
     context_columns: tuple[str, ...]
     detected_context: tuple[str, ...]
-    unlabelled_events: int
+    unlabelled_events: int  # without a later value in their session: left out, or for scoring kept with null
     bad_events: int
     files: int
+    late_events: int = 0  # older than what the preparation before has written of their key: left out
+    tied_events: int = 0  # with another of the same key and time
+    unordered_events: int = 0  # of these, by nothing ordered but the files
+    unordered_labels: int = 0  # labels that the order in the files decides
+    labels: int = 0
+    read_as: dict[str, str] = field(default_factory=dict)  # of CSV: the type of each column
+    prepared: dict[str, Any] = field(default_factory=dict)  # what the files' metadata tell (`model.tables.prepared`)
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> PrepareResult:
@@ -68,19 +76,21 @@ def prepare(
     output: PathLike,
     settings: PrepareSettings,
     *,
+    continue_from: PathLike | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
     plan: PreparePlan | None = None,
 ) -> PrepareResult:
-    """Writes the events under `events` (Parquet file, directory, glob or URI) as sequences into the directory `output`.
+    """Writes the events under `events` (Parquet or CSV: file, directory, glob or URI) as sequences into `output`.
 
-    `workers` bounds the tasks that run at once; `progress` gets (phase, tasks done, tasks); a `plan` saves reading the
-    footers again. The output is the same for any number of workers, and without Ray. A call that was stopped goes on;
-    one that was finished returns its result. DataError and ConfigError tell what is wrong with events or settings, and
-    leave nothing behind.
+    `continue_from` is the output of the preparation before, with whose last events of each key these go on. `workers`
+    bounds the tasks that run at once; `progress` gets (phase, tasks done, tasks); a `plan` saves reading the footers
+    again. The output is the same for any number of workers, and without Ray. A call that was stopped goes on; one that
+    was finished returns its result. DataError and ConfigError tell what is wrong with events or settings, and leave
+    nothing behind.
     """
-    plan = plan or plan_of(events, settings)
-    place = Workplace(events, output, settings, plan.files)
+    plan = plan or plan_of(events, settings, continue_from)
+    place = _place(plan, events, output, settings)
     found = place.claim()
     if found is not None:
         return PrepareResult.from_plain(found)
@@ -92,14 +102,23 @@ def prepare(
 
 
 def finished(
-    events: PathLike, output: PathLike, settings: PrepareSettings, plan: PreparePlan | None = None
+    events: PathLike,
+    output: PathLike,
+    settings: PrepareSettings,
+    continue_from: PathLike | None = None,
+    *,
+    plan: PreparePlan | None = None,
 ) -> PrepareResult | None:
     """The result where this preparation is done already, None where it may begin or go on; else its mistakes, raised.
 
     Changes nothing and needs no Ray.
     """
-    found = Workplace(events, output, settings, (plan or plan_of(events, settings)).files).check()
+    found = _place(plan or plan_of(events, settings, continue_from), events, output, settings).check()
     return None if found is None else PrepareResult.from_plain(found)
+
+
+def _place(plan: PreparePlan, events: PathLike, output: PathLike, settings: PrepareSettings) -> Workplace:
+    return Workplace(events, output, settings, plan.files, () if plan.continuation is None else plan.continuation.files)
 
 
 # The work ---------------------------------------------------------------------------------------------------------
@@ -111,19 +130,21 @@ def _prepared(
     partition = Partition(plan.shares, plan.layout, settings, plan.buckets, place.work)
     parts = _all(place, "partition", partition, len(plan.shares), workers, progress)
     runs = tuple(RunFile.from_plain(run) for part in parts for run in part["runs"])
+    bad = sum(part["bad"] for part in parts)
     events = sum(sum(run.rows) for run in runs)
     if not events:
-        raise DataError(f"no event is left: all {sum(part['bad'] for part in parts)} lack a key or a time")
-    detected = _detected(plan, place, parts, runs, workers, progress)
-    layout = plan.layout.with_context(detected)
+        raise DataError(f"no event is left: all {bad} lack a key or a time")
+    detected, layout = _detected(plan, place, parts, runs, workers, progress)
     row_bytes = sum(part["bytes"] for part in parts) / events
     build = Build(runs, layout, settings, row_bytes, place.work)
     built = _all(place, "build", build, plan.buckets, workers, progress)
-    files = [(path, name) for part in built for path, name in part["files"]]
+    files = [(path, name) for what in ("files", "left") for part in built for path, name in part[what]]
     kept = [
-        (join(place.work, "quarantine", name), f"_quarantine/{name}") for part in parts for name in part["quarantine"]
+        (join(place.work, "quarantine", name), f"_quarantine/{name}")
+        for part in [*parts, *built]
+        for name in part["quarantine"]
     ]
-    result = _result(place.output, layout, detected, parts, built, settings)
+    result = _result(place.output, plan, layout, detected, bad, built, settings)
     place.publish(files + kept, asdict(result))
     return result
 
@@ -135,16 +156,22 @@ def _detected(
     runs: tuple[RunFile, ...],
     workers: int | None,
     progress: Progress,
-) -> tuple[str, ...]:
-    """The candidates that have one value in every key; none where each key has one event, which says nothing."""
+) -> tuple[tuple[str, ...], Layout]:
+    """The candidates that have one value in every key, none where each key has one event, which says nothing; and the
+    layout with them, and with what is known only at the end."""
+    if plan.continuation is not None:
+        return (), plan.layout
     names = _common(plan.layout.candidates, parts)
     repeats = any(part["repeats"] for part in parts)
-    if names and len(runs) > 1:
-        checks = _all(place, "detect", Detect(runs, plan.layout, names), plan.buckets, workers, progress)
-        names = _common(names, checks)
-        repeats = repeats or any(check["repeats"] for check in checks)
+    found = parts
+    if len(runs) > 1 and (names or ends_columns(plan.layout, names)):
+        found = _all(place, "detect", Detect(runs, plan.layout, names), plan.buckets, workers, progress)
+        names = _common(names, found)
+        repeats = repeats or any(check["repeats"] for check in found)
     only = set(plan.layout.sequence) == set(names) and plan.layout.time_delta is None
-    return () if only or not repeats else names  # a sequence must have a list, or it has no length
+    names = () if only or not repeats else names  # a sequence must have a list, or it has no length
+    known_at_end = ends([part["ends"] for part in found], (*plan.layout.context, *names))
+    return names, plan.layout.with_context(names, known_at_end)
 
 
 def _common(names: Sequence[str], parts: Sequence[dict[str, Any]]) -> tuple[str, ...]:
@@ -170,9 +197,10 @@ def _all(
 
 def _result(
     output: str,
+    plan: PreparePlan,
     layout: Layout,
     detected: tuple[str, ...],
-    parts: Sequence[dict[str, Any]],
+    bad: int,
     built: Sequence[dict[str, Any]],
     settings: PrepareSettings,
 ) -> PrepareResult:
@@ -181,18 +209,32 @@ def _result(
     for part in built:
         for split, found in part["lengths"].items():
             lengths[int(split)].update(dict(found))
+
+    def total(name: str) -> int:
+        return sum(part[name] for part in built)
+
+    sequences = sum(found.total() for found in lengths)
+    steps = sum(length * count for found in lengths for length, count in found.items())
+    unlabelled = total("unlabelled") if layout.for_scoring else 0
     return PrepareResult(
         directory=output,
-        events=sum(part["events"] for part in built),
-        keys=sum(part["keys"] for part in built),
+        events=total("events"),
+        keys=total("keys"),
         sequences={name: found.total() for name, found in zip(splits, lengths, strict=True)},
         lengths={name: quantiles(found) for name, found in zip(splits, lengths, strict=True)},
         sequence_columns=layout.sequence,
         context_columns=layout.context,
         detected_context=detected,
-        unlabelled_events=sum(part["unlabelled"] for part in built),
-        bad_events=sum(part["bad"] for part in parts),
+        unlabelled_events=total("unlabelled"),
+        bad_events=bad,
         files=sum(len(part["files"]) for part in built),
+        late_events=total("late"),
+        tied_events=total("tied"),
+        unordered_events=total("unordered"),
+        unordered_labels=total("unordered_labels"),
+        labels=0 if layout.label is None else steps - unlabelled if layout.label_shift else sequences,
+        read_as=plan.read_as,
+        prepared=layout.prepared().model_dump(mode="json"),
     )
 
 

@@ -21,8 +21,14 @@ SECONDS_OF = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 class PrepareSettings(Settings):
     """What is grouped by what, how it is cut, and which columns come out of it."""
 
-    key: str = Field(description="column that names the entity; strings or integers")
-    time: str = Field(description="column that orders an entity's events: timestamp, date, integer or float")
+    key: str | tuple[str, ...] | None = Field(
+        None,
+        description="column that names the entity, or several (also with commas between them); null: a single series",
+    )
+    time: str | tuple[str, ...] = Field(
+        description="column that orders an entity's events: timestamp, date, integer or float; further columns, behind "
+        "it or behind commas, order those of equal time"
+    )
     columns: tuple[str, ...] | None = Field(
         None, description="columns that become lists, one value an event; null takes all that have no other part"
     )
@@ -39,6 +45,9 @@ class PrepareSettings(Settings):
     label_change: bool = Field(
         False, description="with label_shift: label each event with the change until then, not with the later value"
     )
+    for_scoring: bool = Field(
+        False, description="keep the events whose label is not known yet, with null for a label: data to predict on"
+    )
     time_delta: str | None = Field(None, description="name of a new column: seconds since the key's event before")
     max_length: int | None = Field(None, ge=1, description="events of a sequence at most")
     gap: str | float | None = Field(
@@ -46,6 +55,9 @@ class PrepareSettings(Settings):
     )
     split_by_time: tuple[str | float, ...] = Field(
         (), max_length=2, description="where validation begins, and where test begins: moments like the time column's"
+    )
+    types: dict[str, str] = Field(
+        {}, description="Arrow types of columns, where those of the files are not what they should be: {zip: string}"
     )
     on_bad_rows: Literal["error", "skip"] = Field(
         "error", description="events without key or time: an error, or left out, counted and kept in _quarantine"

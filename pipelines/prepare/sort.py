@@ -1,4 +1,4 @@
-"""The order of sequences: by the key's 64-bit hash, then key, time, and place in the input; sorted, and merged.
+"""The order of sequences: by the key's 64-bit hash, then key, time, what orders equal times, and place in the input.
 
 Keys come in the order of their hashes, so that any share of the hash range is a share of the keys (a bucket), and
 the order does not depend on how many buckets there are. Equal hashes of different keys are told apart by the key.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +17,23 @@ import pyarrow as pa
 from model.features.hashing import fingerprints
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, is_list, plain, ranges, unnest
+from pipelines.prepare.keys import keys_of
+from pipelines.prepare.layout import IS_WRITTEN, Layout, time_numbers
 
 
 @dataclass(frozen=True)
 class Events:
-    """Rows with what orders them: `hash_N` of the key (uint64) and `time_N` (int64 or float64)."""
+    """Rows with what orders them: `hash_N` of the key (uint64), `time_N` (int64 or float64), and `ranks`.
+
+    The rows of a key are ordered by `ranks`, by the first before the second: the time, what orders equal times, and
+    before them, where there is an earlier preparation, whether a row is an event (1) or what that one has left (0).
+    """
 
     hash_N: np.ndarray
     time_N: np.ndarray
     keys: Array
     table: pa.Table
+    ranks: tuple[np.ndarray, ...]
 
     def __len__(self) -> int:
         return len(self.hash_N)
@@ -44,13 +51,18 @@ class Events:
             self.time_N[start:stop],
             self.keys.slice(start, length),
             self.table.slice(start, length),
+            tuple(rank[start:stop] for rank in self.ranks),
         )
 
     def take(self, rows: np.ndarray) -> Events:
         """The rows in that order, in memory of their own."""
         places = pa.array(rows, pa.int64())
         return Events(
-            self.hash_N[rows], self.time_N[rows], self.keys.take(places), self.table.take(places).combine_chunks()
+            self.hash_N[rows],
+            self.time_N[rows],
+            self.keys.take(places),
+            self.table.take(places).combine_chunks(),
+            tuple(rank[rows] for rank in self.ranks),
         )
 
 
@@ -63,7 +75,31 @@ def concatenated(parts: Sequence[Events]) -> Events:
         np.concatenate([part.time_N for part in parts]),
         pa.concat_arrays([part.keys for part in parts]),
         pa.concat_tables([part.table for part in parts]).combine_chunks(),
+        tuple(np.concatenate(ranks) for ranks in zip(*(part.ranks for part in parts), strict=True)),
     )
+
+
+@dataclass(frozen=True)
+class Arrange:
+    """Makes Events of tables: the key's columns, and what else orders them than the time."""
+
+    keys: tuple[str, ...]
+    then: tuple[str, ...] = ()
+    continues: bool = False
+
+    @classmethod
+    def of(cls, layout: Layout) -> Arrange:
+        """As the sequences of a layout are ordered."""
+        return cls(layout.keys, layout.times[1:], layout.continues)
+
+    def __call__(self, table: pa.Table, time_N: np.ndarray, hash_N: np.ndarray | None = None) -> Events:
+        """A table's rows with what orders them, in the order they stand."""
+        keys = keys_of(table, self.keys)
+        ranks = [time_N, *(time_numbers(plain(table.column(name))) for name in self.then)]
+        if self.continues:
+            is_event = plain(table.column(IS_WRITTEN)).is_null()
+            ranks.insert(0, is_event.to_numpy(zero_copy_only=False).astype(np.int8))
+        return Events(key_hashes(keys) if hash_N is None else hash_N, time_N, keys, table, tuple(ranks))
 
 
 def key_hashes(keys: Array) -> np.ndarray:
@@ -85,12 +121,12 @@ def bucket_of(hash_N: np.ndarray, buckets: int) -> np.ndarray:
 
 
 def in_order(events: Events) -> Events:
-    """The rows sorted by (hash, key, time); rows equal in these keep their order."""
+    """The rows sorted by (hash, key, ranks); rows equal in these keep their order."""
     order = np.argsort(events.hash_N, kind="stable")
-    hash_N, time_N = events.hash_N[order], events.time_N[order]
-    same = hash_N[1:] == hash_N[:-1]
-    if (same & (time_N[1:] < time_N[:-1])).any():  # rows of a key stood in the order of time in most tables
-        order = np.lexsort((events.time_N, events.hash_N))
+    hash_N = events.hash_N[order]
+    if (falls(tuple(rank[order] for rank in events.ranks)) & (hash_N[1:] == hash_N[:-1])).any():
+        # Else the rows of a key stand in order already, as in most tables.
+        order = np.lexsort((*reversed(events.ranks), events.hash_N))
         hash_N = events.hash_N[order]
     keys = events.keys.take(pa.array(order, pa.int64()))
     if (unequal(keys.slice(0, len(keys) - 1), keys.slice(1)) & (hash_N[1:] == hash_N[:-1])).any():
@@ -98,9 +134,19 @@ def in_order(events: Events) -> Events:
     return events if np.array_equal(order, np.arange(len(order))) else events.take(order)
 
 
+def falls(ranks: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Whether a row comes before the one it stands behind, [rows − 1]."""
+    less, equal = np.zeros(len(ranks[0]) - 1, bool), np.ones(len(ranks[0]) - 1, bool)
+    for rank in ranks:
+        less |= equal & (rank[1:] < rank[:-1])
+        equal &= rank[1:] == rank[:-1]
+    return less
+
+
 def _order_with_collisions(events: Events) -> np.ndarray:
     """As above where two keys have one hash, which happens in one of 40 tables of a billion different strings."""
-    columns = pa.table({"hash": events.hash_N, "key": events.keys, "time": events.time_N})
+    ranks = {f"rank {place}": rank for place, rank in enumerate(events.ranks)}
+    columns = pa.table({"hash": events.hash_N, "key": events.keys, **ranks})
     names = [(name, "ascending") for name in columns.column_names]
     return np.asarray(pc.sort_indices(columns, sort_keys=names).to_numpy())  # Arrow's is stable
 
@@ -135,6 +181,9 @@ def _unequal_lists(left: Array, right: Array) -> np.ndarray:
 # Merging ----------------------------------------------------------------------------------------------------------
 
 
+Bound: TypeAlias = tuple[int, Any, tuple[Any, ...]]  # hash, key, ranks
+
+
 class Run:
     """A sorted run as it is read: some of its rows in memory, the rest still to come from `source`."""
 
@@ -156,12 +205,12 @@ class Run:
             parts.append(part)
         self.rows = concatenated(parts) if parts else None
 
-    def last(self) -> tuple[int, Any, Any]:
+    def last(self) -> Bound:
         """What orders the last row in memory."""
         assert self.rows is not None
-        return int(self.rows.hash_N[-1]), self.rows.keys[-1].as_py(), self.rows.time_N[-1]
+        return int(self.rows.hash_N[-1]), self.rows.keys[-1].as_py(), tuple(rank[-1] for rank in self.rows.ranks)
 
-    def take_up_to(self, bound: tuple[int, Any, Any], *, inclusive: bool) -> Events:
+    def take_up_to(self, bound: Bound, *, inclusive: bool) -> Events:
         """Takes the rows in memory that come before `bound`, or up to it."""
         assert self.rows is not None
         cut = place_of(self.rows, bound, inclusive=inclusive)
@@ -169,18 +218,20 @@ class Run:
         return taken
 
 
-def place_of(rows: Events, bound: tuple[int, Any, Any], *, inclusive: bool) -> int:
-    """How many of the sorted `rows` come before `bound` (hash, key, time), or up to it."""
-    key_hash, key, time = bound
+def place_of(rows: Events, bound: Bound, *, inclusive: bool) -> int:
+    """How many of the sorted `rows` come before `bound`, or up to it."""
+    key_hash, key, ranks = bound
     low, high = (int(np.searchsorted(rows.hash_N, np.uint64(key_hash), side)) for side in ("left", "right"))
     if low == high:
         return low
     keys = rows.keys.slice(low, high - low)
     scalar = pa.scalar(key, keys.type)
     below, same = pc.sum(pc.less(keys, scalar)).as_py(), pc.sum(pc.equal(keys, scalar)).as_py()
-    start = low + below
-    times = rows.time_N[start : start + same]
-    return int(start + np.searchsorted(times, time, "right" if inclusive else "left"))
+    start, stop = low + below, low + below + same
+    for rank, value in zip(rows.ranks, ranks, strict=True):
+        within = rank[start:stop]
+        start, stop = (start + int(np.searchsorted(within, value, side)) for side in ("left", "right"))
+    return int(stop if inclusive else start)
 
 
 def merged(sources: Sequence[Iterator[Events]], memory_bytes: int) -> Iterator[Events]:
@@ -199,9 +250,3 @@ def merged(sources: Sequence[Iterator[Events]], memory_bytes: int) -> Iterator[E
         for run in runs:
             run.fill()
         runs = [run for run in runs if run.rows is not None]
-
-
-def arranged(table: pa.Table, key: str, time_N: np.ndarray) -> Events:
-    """A table's rows with what orders them, in the order they stand."""
-    keys = plain(table.column(key))
-    return Events(key_hashes(keys), time_N, keys, table)

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from model.storage import is_remote, resolve
 from model.tables.arrow_lists import plain
-from pipelines.prepare.sort import Events, bucket_of
+from pipelines.prepare.sort import Arrange, Events, bucket_of
 
 BATCH_ROWS = 1 << 14  # of a record batch at most, and:
 BATCH_BYTES = 1 << 19  # about; what a merge holds of each run at least
@@ -83,11 +83,11 @@ def _batch(events: Events) -> pa.RecordBatch:
 
 
 class RunReader:
-    """Reads buckets of a run; `columns` are those of the events to read, and the key must be among them."""
+    """Reads buckets of a run; `columns` are those of the events to read, those that `arrange` needs among them."""
 
-    def __init__(self, run: RunFile, key: str, columns: Sequence[str], names: Sequence[str]) -> None:
+    def __init__(self, run: RunFile, arrange: Arrange, columns: Sequence[str], names: Sequence[str]) -> None:
         self.run = run
-        self.key = key
+        self.arrange = arrange
         self.columns = list(columns)
         self.places = [0, 1, *(names.index(name) + len(ORDER) for name in columns)]
 
@@ -106,8 +106,7 @@ class RunReader:
                 batch = reader.get_batch(number)
                 hash_N, time_N, *columns = (batch.column(place) for place in order)
                 table = pa.Table.from_arrays(columns, names=self.columns)
-                keys = columns[self.columns.index(self.key)]
-                yield Events(hash_N.to_numpy(), time_N.to_numpy(), keys, table)
+                yield self.arrange(table, time_N.to_numpy(), hash_N.to_numpy())
 
 
 def _opened(path: str) -> Any:

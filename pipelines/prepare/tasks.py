@@ -1,4 +1,4 @@
-"""What runs in the tasks of a preparation: events to sorted runs, which columns are context, runs to sequences.
+"""What runs in the tasks of a preparation: events to sorted runs, runs to sequences.
 
 Each task holds about `task_mebibytes` of events at once, however large the input, a row group or a key is. Apart from
 the pipeline, because a task's process imports the module of what it runs: this one loads neither torch nor Ray Data.
@@ -10,21 +10,26 @@ import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from model.errors import DataError
 from model.storage import join, make_directory, remove_file, write_bytes
 from model.tables.arrow_lists import plain
+from model.tables.prepared import with_prepared
 from pipelines.prepare.cut import Cutter
-from pipelines.prepare.layout import Layout, time_numbers
+from pipelines.prepare.detect import differs_within, ends_columns, ends_of, first_and_last, same_key
+from pipelines.prepare.layout import CARRIED, LEFT, Layout, time_numbers
 from pipelines.prepare.read import EventReader, Share
 from pipelines.prepare.settings import MIB, SPLITS, PrepareSettings
-from pipelines.prepare.sort import Events, arranged, concatenated, in_order, merged, unequal
+from pipelines.prepare.sort import Arrange, Events, concatenated, in_order, merged
 from pipelines.prepare.sorted_runs import BATCH_BYTES, RunFile, RunReader, write_run
 from pipelines.prepare.write import SequenceWriter
-from pipelines.quarantine import write_quarantine
+from pipelines.quarantine import quarantined, write_quarantine
+
+LEFT_ROWS = 1 << 16  # of a row group
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Partition:
 
     def __call__(self, number: int) -> dict[str, Any]:
         runs: list[dict[str, Any]] = []
-        found: dict[str, Any] = {"bytes": 0, "bad": 0, "repeats": False, "quarantine": []}
+        found: dict[str, Any] = {"bytes": 0, "ends": {}, "bad": 0, "repeats": False, "quarantine": []}
         candidates = list(self.layout.candidates)
         reader = EventReader(self.layout, skip=self.settings.on_bad_rows == "skip")
         for tables, bad in reader.portions(self.shares[number], self.settings.task_mebibytes * MIB):
@@ -73,61 +78,26 @@ class Partition:
             if not tables:
                 continue
             events = self._sorted(tables)
-            same = ~unequal(events.keys.slice(0, len(events) - 1), events.keys.slice(1))
+            same = same_key(events)
             found["repeats"] |= bool(same.any())
             found["bytes"] += events.nbytes
-            candidates = [column for column in candidates if not _differs_within(events, column, same)]
+            candidates = [column for column in candidates if not differs_within(events, column, same)]
             runs.append(self._write(name, events))
+            if len(self.shares) == 1:  # it may be the only run, and then no more is to be looked at
+                found["ends"] = ends_of(first_and_last(events), self.layout, ends_columns(self.layout, candidates))
         return {**found, "runs": runs, "candidates": candidates}
 
     def _sorted(self, tables: list[pa.Table]) -> Events:
         table = pa.concat_tables(tables).combine_chunks()
         tables.clear()  # half of what the task would hold else
-        return in_order(arranged(table, self.layout.key, time_numbers(plain(table.column(self.layout.time)))))
+        arrange = Arrange.of(self.layout)
+        return in_order(arrange(table, time_numbers(plain(table.column(self.layout.time)))))
 
     def _write(self, name: str, events: Events) -> dict[str, Any]:
         # A name of its own for each attempt: two of one task, after a node was lost, do not meet.
         path = join(self.work, "runs", f"{name}.{uuid.uuid4().hex[:8]}.arrow")
         make_directory(join(self.work, "runs"))
         return write_run(path, [events], self.buckets).to_plain()
-
-
-def _differs_within(events: Events, column: str, same_key: np.ndarray) -> bool:
-    """Whether a column has two values within a key; the rows are sorted, `same_key` says which go on with a key."""
-    values = plain(events.table.column(column))
-    return bool((unequal(values.slice(0, len(values) - 1), values.slice(1)) & same_key).any())
-
-
-# Which columns are context ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Detect:
-    """Which candidates have one value in every key of a bucket; within each run they have."""
-
-    runs: tuple[RunFile, ...]
-    layout: Layout
-    candidates: tuple[str, ...]
-
-    def __call__(self, number: int) -> dict[str, Any]:
-        columns = (self.layout.key, *self.candidates)
-        firsts: list[Events] = []
-        for run in self.runs:
-            reader = RunReader(run, self.layout.key, columns, self.layout.schema.names)
-            firsts += [_first_of_each_key(events) for events in reader.bucket(number)]
-        if not firsts:
-            return {"candidates": list(self.candidates), "repeats": False}
-        events = in_order(concatenated(firsts))
-        same = ~unequal(events.keys.slice(0, len(events) - 1), events.keys.slice(1))
-        constant = [column for column in self.candidates if not _differs_within(events, column, same)]
-        return {"candidates": constant, "repeats": bool(same.any())}
-
-
-def _first_of_each_key(events: Events) -> Events:
-    new = np.ones(len(events), bool)
-    new[1:] = unequal(events.keys.slice(0, len(events) - 1), events.keys.slice(1))
-    first = events.take(np.flatnonzero(new))
-    return Events(first.hash_N, np.zeros(len(first), np.int64), first.keys, first.table)
 
 
 # Runs to sequences ------------------------------------------------------------------------------------------------
@@ -145,13 +115,18 @@ class Build:
 
     def __call__(self, number: int) -> dict[str, Any]:
         memory = self.settings.task_mebibytes * MIB
-        cutter = Cutter(self.layout, most_bytes=2 * memory)
+        cutter = Cutter(self.layout, most_bytes=2 * memory, skip=self.settings.on_bad_rows == "skip")
         writers: dict[int, SequenceWriter] = {}
-        for events in self._in_order(number, memory):
+        left = self._left_writer(number)
+        quarantine: list[str] = []
+        for events in chain(self._in_order(number, memory), [None]):
             self._write(number, cutter.add(events), writers)
-        self._write(number, cutter.add(None), writers)
+            for table in cutter.left:
+                left.add(table)
+            quarantine += [self._quarantine(number, len(quarantine), table) for table in cutter.late_rows]
+            cutter.left, cutter.late_rows = [], []
         files = [file for _, writer in sorted(writers.items()) for file in writer.close()]
-        return {**cutter.counts.to_plain(), "files": files}
+        return {**cutter.counts.to_plain(), "files": files, "left": left.close(), "quarantine": quarantine}
 
     def _write(self, number: int, tables: dict[int, pa.Table], writers: dict[int, SequenceWriter]) -> None:
         for split, table in tables.items():
@@ -165,11 +140,32 @@ class Build:
         return SequenceWriter(
             join(self.work, "files"),
             f"{below}part-{number:05d}",
-            self.layout.output_schema(),
+            with_prepared(self.layout.output_schema(), self.layout.prepared(split if below else None)),
             group_rows=settings.row_group_rows,
             group_bytes=settings.row_group_mebibytes * MIB,
             file_bytes=settings.file_mebibytes * MIB,
         )
+
+    def _left_writer(self, number: int) -> SequenceWriter:
+        """Writes what is left for the preparation that continues this one; hidden from readers of Parquet."""
+        schema = with_prepared(pa.schema([*self.layout.schema, *CARRIED]), self.layout.prepared())
+        return SequenceWriter(
+            join(self.work, "files"),
+            f"{LEFT}/part-{number:05d}",
+            schema,
+            group_rows=LEFT_ROWS,
+            group_bytes=self.settings.row_group_mebibytes * MIB,
+            file_bytes=self.settings.file_mebibytes * MIB,
+            suffix=".pq",
+        )
+
+    def _quarantine(self, number: int, count: int, late: pa.Table) -> str:
+        problem = "older than the events of its key that the preparation before has written"
+        reason = DataError(problem, column=self.layout.time)
+        name = f"late-{number:06d}-{count:04d}.parquet"
+        rows = quarantined(late, dict.fromkeys(range(late.num_rows), reason), file=None, first_row=None)
+        write_quarantine(join(self.work, "quarantine"), name, rows)
+        return name
 
     def _in_order(self, number: int, memory: int) -> Iterator[Events]:
         runs = [run for run in self.runs if run.rows[number]]
@@ -181,8 +177,8 @@ class Build:
         yield from self._merged(number, runs, memory)
 
     def _reader(self, run: RunFile) -> RunReader:
-        names = self.layout.schema.names
-        return RunReader(run, self.layout.key, names, names)
+        names = self.layout.read_schema.names
+        return RunReader(run, Arrange.of(self.layout), names, names)
 
     def _merged(self, number: int, runs: Sequence[RunFile], memory: int) -> Iterator[Events]:
         """Merges a bucket that is larger than the memory, in several rounds where there are too many runs for one."""

@@ -3,6 +3,7 @@
     OUT/_PREPARE.json   settings and inputs: whose output this is, written first
     OUT/_work/          while it is not finished; hidden from readers of Parquet, as all that begins with _
     OUT/…parquet        moved here when all of them are whole, below train/, validation/ and test/ where it is split
+    OUT/_open/          how each key ended, for the preparation that continues this one
     OUT/_quarantine/    events that were left out
     OUT/_SUMMARY.json   the result, written last
 
@@ -54,15 +55,26 @@ def _stamp(file: str) -> list[int]:
 class Workplace:
     """An output directory and the work in it."""
 
-    def __init__(self, events: PathLike, output: PathLike, settings: PrepareSettings, files: Sequence[str]) -> None:
+    def __init__(
+        self,
+        events: PathLike,
+        output: PathLike,
+        settings: PrepareSettings,
+        files: Sequence[str],
+        before: Sequence[str] = (),
+    ) -> None:
+        """`files` are those of the events, `before` those that an earlier preparation has left, if this one goes on."""
         self.events = absolute(events)
         self.output = absolute(output)
         self.work = join(self.output, WORK)
+        self.settings = settings
         self.source = {
             "format": FORMAT,
             "settings": settings.model_dump(mode="json"),
             "inputs": [[file, *_stamp(file)] for file in files],
         }
+        if before:
+            self.source["continues"] = [[file, *_stamp(file)] for file in before]
 
     def records(self, phase: str) -> str:
         """Where the results of a phase's tasks are kept."""
@@ -97,7 +109,14 @@ class Workplace:
 
     def _claimed(self) -> bool:
         where = join(self.output, SOURCE)
-        return exists(where) and json.loads(read_bytes(where)) == self.source
+        if not exists(where):
+            return False
+        found = json.loads(read_bytes(where))
+        try:  # an earlier version had fewer settings, a later one may have more
+            same = PrepareSettings.model_validate(found["settings"]) == self.settings
+        except ValueError:
+            return False
+        return same and {**found, "settings": None} == {**self.source, "settings": None}
 
     def _refuse_other(self) -> None:
         names = set(list_names(self.output)) if is_directory(self.output) else set()

@@ -25,7 +25,15 @@ class SequenceWriter:
     """
 
     def __init__(
-        self, work: str, name: str, schema: pa.Schema, *, group_rows: int, group_bytes: int, file_bytes: int
+        self,
+        work: str,
+        name: str,
+        schema: pa.Schema,
+        *,
+        group_rows: int,
+        group_bytes: int,
+        file_bytes: int,
+        suffix: str = ".parquet",
     ) -> None:
         self.work = work
         self.name = name
@@ -33,6 +41,7 @@ class SequenceWriter:
         self.group_rows = group_rows
         self.group_bytes = group_bytes
         self.file_bytes = file_bytes
+        self.suffix = suffix
         self.files: list[tuple[str, str]] = []  # (where it lies, name below the output)
         self._pending: list[pa.Table] = []
         self._pending_size = np.zeros(2, np.int64)  # rows and bytes
@@ -77,7 +86,7 @@ class SequenceWriter:
             self._end_file()
 
     def _begin_file(self) -> None:
-        name = f"{self.name}-{len(self.files):03d}.parquet"
+        name = f"{self.name}-{len(self.files):03d}{self.suffix}"
         # A name of its own for each attempt: two of one task, after a node was lost, do not meet.
         path = join(self.work, f"{name.replace('/', '-')}.{uuid.uuid4().hex[:8]}")
         make_directory(self.work)

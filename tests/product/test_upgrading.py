@@ -367,9 +367,15 @@ def test_events_give_the_sequences_they_gave(old: Path) -> None:
     assert files == sorted(path.relative_to(old / "sequences") for path in (old / "sequences").rglob("*.parquet"))
     for file in files:
         ours, theirs = old / "again" / file, old / "sequences" / file
-        assert pq.read_table(ours).equals(pq.read_table(theirs), check_metadata=True)
+        assert pq.read_table(ours).equals(pq.read_table(theirs))
         if pq.read_metadata(ours).created_by == pq.read_metadata(theirs).created_by:
-            assert ours.read_bytes() == theirs.read_bytes(), "the same pyarrow writes the same bytes"
+            assert pages(ours) == pages(theirs), "the same pyarrow writes the same bytes before the footer"
+
+
+def pages(file: Path) -> bytes:
+    """A Parquet file without its footer, to which later versions have added metadata."""
+    content = file.read_bytes()
+    return content[: -8 - int.from_bytes(content[-8:-4], "little")]
 
 
 @pytest.mark.usefixtures("local_ray")

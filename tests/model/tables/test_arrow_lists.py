@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from model.errors import DataError
 from model.tables import arrow_lists
-from model.tables.arrow_lists import as_float32, list_lengths, numbers, offsets_of, owner, plain, unnest
+from model.tables.arrow_lists import as_float32, list_lengths, numbers, offsets_of, owner, plain, stored_type, unnest
 
 NESTED = st.lists(st.none() | st.lists(st.none() | st.integers(-9, 9), max_size=4), max_size=6)
 MIDNIGHT = datetime.datetime(1970, 1, 2)
@@ -60,6 +60,32 @@ def test_an_extension_type_is_read_by_its_storage() -> None:
         pa.fixed_shape_tensor(pa.float32(), [2]), pa.array([[1, 2], None], pa.list_(pa.float32(), 2))
     )
     assert plain(pa.chunked_array([tensors, tensors])).to_pylist() == [[1, 2], None, [1, 2], None]
+
+
+def tensors(values: np.ndarray, permutation: list[int] | None = None, nulls: bool = False) -> pa.ExtensionArray:
+    kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(values.dtype), values.shape[1:], permutation=permutation)
+    count = int(np.prod(values.shape[1:]))
+    mask = pa.array([row == 1 for row in range(len(values))]) if nulls else None
+    return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(values.ravel(), count, mask=mask))
+
+
+@pytest.mark.parametrize("permutation", [None, [0, 1], [1, 0]])
+def test_a_tensor_of_steps_and_values_is_steps_of_values(permutation: list[int] | None) -> None:
+    values = np.arange(4 * 5 * 3, dtype=np.float32).reshape(4, 5, 3)
+    seen = values if permutation is None else values.transpose(0, *(axis + 1 for axis in permutation))
+    array = plain(tensors(values, permutation))
+    assert array.type == stored_type(tensors(values, permutation).type)
+    assert array.to_pylist() == seen.tolist()
+    assert plain(tensors(values, permutation).slice(1, 2)).to_pylist() == seen[1:3].tolist()
+    with_null = plain(tensors(values, permutation, nulls=True))
+    assert with_null.to_pylist() == [seen[0].tolist(), None, *seen[2:].tolist()]
+    steps = seen.shape[1]
+    assert unnest(with_null, "x").offsets.tolist() == [0, steps, steps, 2 * steps, 3 * steps]
+
+
+def test_a_list_of_vectors_is_steps_of_values() -> None:
+    array = pa.ListArray.from_arrays([0, 2, 3], tensors(np.arange(6, dtype=np.float32).reshape(3, 2)))
+    assert unnest(array, "x").values.to_pylist() == [[0, 1], [2, 3], [4, 5]]
 
 
 @given(NESTED, st.integers(0, 3))

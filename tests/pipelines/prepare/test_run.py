@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import DataError, DynamicRnnError
-from model.settings import build
 from pipelines.prepare import (
     plan as prepare_plan,
 )
@@ -27,14 +25,12 @@ from pipelines.prepare import (
     sort as prepare_order,
 )
 from pipelines.prepare import (
-    sorted_runs as prepare_spill,
-)
-from pipelines.prepare import (
     tasks as prepare_tasks,
 )
 from pipelines.prepare.run import PrepareResult, prepare
 from pipelines.prepare.settings import PrepareSettings
 from pipelines.tasks import map as passes
+from tests.preparing import in_process, sequences, settings_of, write
 
 START = datetime.datetime(2026, 1, 1)
 
@@ -49,7 +45,7 @@ def expected(rows: Sequence[dict[str, Any]], settings: PrepareSettings, gap: flo
         events = sorted((row for row in rows if row["key"] == key), key=lambda row: row["time"])  # sorted is stable
         pieces: list[dict[str, Any]] = []
         for session in _sessions(events, settings, gap):
-            labelled = session[: len(session) - settings.label_shift]
+            labelled = session if settings.for_scoring else session[: len(session) - settings.label_shift]
             step = settings.max_length or len(session)
             for start in range(0, len(labelled), step):
                 pieces.append(_piece(labelled[start : start + step], session[start:], settings, events))
@@ -71,6 +67,15 @@ def _sessions(events: list[dict[str, Any]], settings: PrepareSettings, gap: floa
     return sessions
 
 
+def unlabelled_events(rows: Sequence[dict[str, Any]], settings: PrepareSettings, gap: float | None) -> int:
+    """How many events have no later value in their session."""
+    found = 0
+    for key in dict.fromkeys(row["key"] for row in rows):
+        events = sorted((row for row in rows if row["key"] == key), key=lambda row: row["time"])
+        found += sum(min(settings.label_shift, len(each)) for each in _sessions(events, settings, gap))
+    return found
+
+
 def _piece(
     part: list[dict[str, Any]], rest: list[dict[str, Any]], settings: PrepareSettings, events: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -84,7 +89,7 @@ def _piece(
     if settings.label and settings.label_shift:
         shift = settings.label_shift
         name = ("x_change" if settings.label_change else "x_next") + ("" if shift == 1 else f"_{shift}")
-        later = [rest[i + shift]["x"] for i in range(len(part))]
+        later = [rest[i + shift]["x"] if i + shift < len(rest) else None for i in range(len(part))]
         changes = [None if None in (b, a["x"]) else b - a["x"] for a, b in zip(part, later, strict=True)]
         piece[name] = changes if settings.label_change else later
     elif settings.label:
@@ -92,37 +97,7 @@ def _piece(
     return piece
 
 
-# --- the pipeline without Ray, and with hardly any memory ---------------------------------------------------------
-
-
-@contextlib.contextmanager
-def in_process(*, mebibyte: int = 1 << 20, batch_bytes: int = prepare_spill.BATCH_BYTES) -> Iterator[None]:
-    """Tasks run here; a small `mebibyte` makes many runs, buckets and rounds of merging of a small table."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "ray_is_running", lambda: False)
-        for module in (prepare_tasks, prepare_plan):
-            patch.setattr(module, "MIB", mebibyte)
-        for module in (prepare_tasks, prepare_spill):
-            patch.setattr(module, "BATCH_BYTES", batch_bytes)
-        yield
-
-
-def settings_of(**given: Any) -> PrepareSettings:
-    return build(PrepareSettings, {"key": "key", "time": "time", "detect_context": False, **given}, where="prepare")
-
-
-def write(directory: Path, table: pa.Table, *, files: int = 1, group_rows: int = 1 << 20) -> Path:
-    """The table as several files of small row groups; the order of rows is kept."""
-    directory.mkdir(parents=True)
-    size = -(-table.num_rows // files)
-    for number in range(files):
-        pq.write_table(table.slice(number * size, size), directory / f"{number}.parquet", row_group_size=group_rows)
-    return directory
-
-
-def sequences(output: Path) -> list[dict[str, Any]]:
-    """All sequences in the order they stand in the files of one directory."""
-    return [row for file in sorted(output.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+# --- any table ----------------------------------------------------------------------------------------------------
 
 
 def sorted_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -151,6 +126,7 @@ SETTINGS = st.fixed_dictionaries(
         "label": st.just("x"),
         "label_shift": st.integers(1, 2),
         "label_change": st.booleans(),
+        "for_scoring": st.booleans(),
         "row_group_rows": st.integers(1, 3),
     },
 ).filter(
@@ -204,11 +180,13 @@ def test_any_table_becomes_the_sequences_of_the_loop(
         assert all(borders[place] <= row["time_first"] <= row["time_last"] < borders[place + 1] for row in found[split])
     assert list(result.sequences.values()) == [len(found[split]) for split in splits]
     assert (result.events, result.keys) == (len(rows), len({row[0] for row in rows}))
-    taken = sum(row["time_first"] is not None and len(row["kind"]) for row in wanted)
-    assert result.unlabelled_events == len(rows) - taken
+    unlabelled = unlabelled_events(plain, settings, None if settings.gap is None else float(settings.gap))
+    assert result.unlabelled_events == unlabelled
+    assert sum(len(row["kind"]) for row in wanted) == len(rows) - (0 if settings.for_scoring else unlabelled)
     assert sorted(path.name for path in (directory / "out").iterdir() if path.name.startswith("_")) == [
         "_PREPARE.json",
         "_SUMMARY.json",
+        "_open",
     ]
 
 
@@ -412,7 +390,20 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "--key must name a column of the events, but 'kye' is none; did you mean key?; they have key, time, x, meta",
     ),
     "time": ({"time": "meta"}, "column 'meta': the time must be a timestamp, date, integer or float, but its type is"),
-    "float key": ({"key": "x", "time": "key"}, "column 'x': the key must hold strings or integers, but its type is d"),
+    "struct key": (
+        {"key": "meta"},
+        "column 'meta': a key must hold texts, whole numbers, booleans or uuids, but its ",
+    ),
+    "two keys": ({"key": "key,kye"}, "--key must name a column of the events, but 'kye' is none; did you mean key?"),
+    "order": ({"time": "time,key"}, "column 'key': what orders events of one time must be a timestamp, date, integer "),
+    "type": (
+        {"types": {"x": "int"}},
+        "--types must be types of Arrow, such as int64, float64, string, bool, date32, t",
+    ),
+    "typed": (
+        {"types": {"y": "int64"}},
+        "--types must name columns of the events, but 'y' is none; they have key, tim",
+    ),
     "two parts": ({"context": ["x"], "columns": ["x"]}, "has one part, but 'x' stands under --context and --columns"),
     "struct": ({}, "column 'meta': must hold values or lists of them, but its type is struct<a: int64>; name the co"),
     "nothing left": ({"context": ["meta"], "label": "x"}, "at least one column must be left for the sequences, but k"),
