@@ -113,6 +113,35 @@ def test_several_columns_are_one_key_together(tmp_path: Path) -> None:
         prepared(tmp_path / "context", pa.table(PAIRS), key=["a", "b"], context=["v"], columns=["time"])
 
 
+@pytest.mark.parametrize(
+    "given", [{"key": "flag"}, {"key": "flag,name"}, {"key": None}, {"key": "name,number"}], ids=str
+)
+def test_every_key_is_merged_from_many_runs(tmp_path: Path, given: dict[str, Any]) -> None:
+    rows = range(600)
+    table = pa.table(
+        {
+            "flag": [row % 2 == 0 for row in rows],
+            "name": [f"n{row % 5}" for row in rows],
+            "number": [float(row % 3) for row in rows],
+            "time": [row * 7 % 600 for row in rows],
+            "row": rows,
+        }
+    )
+    with in_process(mebibyte=700, batch_bytes=100):
+        events = write(tmp_path / "events", table, files=5, group_rows=40)
+        settings = settings_of(task_mebibytes=1, max_length=20, columns=["row"], **given)
+        result = prepare(events, tmp_path / "out", settings)
+    names = given["key"].split(",") if given["key"] else []
+    wanted: dict[tuple[Any, ...], list[int]] = {}
+    for row in sorted(table.to_pylist(), key=lambda row: int(row["time"])):
+        wanted.setdefault(tuple(row[name] for name in names), []).append(row["row"])
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for row in sequences(tmp_path / "out"):  # the pieces of a key follow each other
+        found.setdefault(tuple(row[name] for name in names), []).extend(row["row"])
+    assert found == wanted
+    assert result.keys == len(wanted)
+
+
 def test_texts_that_join_alike_are_different_keys(tmp_path: Path) -> None:
     table = pa.table({"a": ["a", "ab", "1:a"], "b": ["bc", "c", ""], "time": [0, 0, 0], "v": [0, 1, 2]})
     assert prepared(tmp_path, table, key="a,b")[0].keys == 3
