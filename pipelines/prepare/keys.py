@@ -16,6 +16,7 @@ from model.tables import compute as pc
 from model.tables.arrow_lists import Array, plain
 
 UUID_BYTES = 16
+EXACT = 2**53  # whole numbers beyond are not all floats: two keys would be one
 
 
 def key_type(kind: pa.DataType) -> pa.DataType | None:
@@ -23,31 +24,40 @@ def key_type(kind: pa.DataType) -> pa.DataType | None:
     types = pa.types
     if types.is_floating(kind) or (types.is_decimal(kind) and kind.scale == 0):
         return pa.int64()
-    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+    if is_bytes(kind):
         return pa.string()
     known = types.is_integer(kind) or types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind)
     return kind if known else None
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether values are bytes without a meaning of their own."""
+    types = pa.types
+    kinds = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return any(of_kind(kind) for of_kind in kinds)
 
 
 def key_values(values: Array, kind: pa.DataType) -> tuple[Array, dict[int, str]]:
     """(the keys of a column as `kind`, null where there is none; what is wrong, by row)."""
     if values.type == kind:
         return values, {}
+    values = values.cast(pa.binary()) if is_bytes(values.type) else values
     try:
-        return values.cast(kind), {}
-    except pa.ArrowInvalid:  # some value is none: those are looked for one by one
-        kept, problems = [], {}
-        for row, value in enumerate(values.to_pylist()):
-            problem = _problem(value, kind)
-            kept.append(value if problem is None else None)
-            if problem is not None:
-                problems[row] = problem
-        return pa.array(kept, values.type).cast(kind), problems
+        if not (pa.types.is_floating(values.type) and pc.any(pc.greater(pc.abs(values), EXACT)).as_py()):
+            return values.cast(kind), {}
+    except pa.ArrowInvalid:  # some value is none
+        pass
+    problems = {row: problem for row, value in enumerate(values.to_pylist()) if (problem := _problem(value, kind))}
+    wrong = np.zeros(len(values), bool)
+    wrong[list(problems)] = True
+    return pc.if_else(pa.array(wrong), None, values).cast(kind), problems
 
 
 def _problem(value: Any, kind: pa.DataType) -> str | None:
     if value is None:
         return None
+    if isinstance(value, float) and EXACT < abs(value) < np.inf:
+        return f"whole numbers beyond 2^53 are not exact as floats, but this key is {value}; store integers"
     try:
         pa.array([value]).cast(kind)
     except pa.ArrowInvalid:

@@ -37,7 +37,7 @@ def agreed_schema(
                 kind = key_type(kind) or kind
             before = agreed.setdefault(field.name, kind)
             try:
-                agreed[field.name] = _joined(before, kind)
+                agreed[field.name] = _joined_keys(before, kind) if field.name in keys else _joined(before, kind)
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                 raise DataError(
                     f"the files of an event table must agree on each column's type, but {field.name!r} is {kind} here "
@@ -72,6 +72,12 @@ def _joined(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     one, other = _of_one_zone(one, other), _of_one_zone(other, one)
     both = [pa.schema([("", _beside(one, other))]), pa.schema([("", _beside(other, one))])]
     return pa.unify_schemas(both, promote_options="permissive").field(0).type
+
+
+def _joined_keys(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """True and 1 are one key."""
+    kinds = [pa.int8() if pa.types.is_boolean(kind) and one != other else kind for kind in (one, other)]
+    return _joined(*kinds)
 
 
 def _of_one_zone(kind: pa.DataType, beside: pa.DataType) -> pa.DataType:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -201,6 +202,22 @@ class TestOnRay:
         prepare(events, tmp_path / "out", settings_of(), progress=lambda *_: pytest.fail("works again"))
         assert content(tmp_path / "out") == content(wanted[1])
 
+    def test_nights_in_a_row_are_the_same_bytes_on_any_number_of_workers(self, events: Path, tmp_path: Path) -> None:
+        table = pq.read_table(events)
+        noon = pa.scalar(1_767_225_600_000 + 15 * 86_400_000, pa.int64()).cast(pa.timestamp("ms"))
+        for name, part in (("first", pc.less(table["at"], noon)), ("second", pc.greater_equal(table["at"], noon))):
+            (tmp_path / name).mkdir()
+            pq.write_table(table.filter(part), tmp_path / name / "0.parquet", row_group_size=5000)
+        settings = settings_of(split_by_time=(), for_scoring=True, detect_context=True)
+        first = prepare(tmp_path / "first", tmp_path / "out", settings)
+        after = {"continue_from": tmp_path / "out"}
+        second = prepare(tmp_path / "second", tmp_path / "one", settings, workers=1, **after)
+        assert prepare(tmp_path / "second", tmp_path / "three", settings, workers=3, **after).events == second.events
+        assert content(tmp_path / "one") == content(tmp_path / "three")
+        assert any(name.startswith("_open/") for name in content(tmp_path / "one"))
+        assert first.events + second.events == 60_000
+        assert first.context_columns == second.context_columns == ("home",)
+
     def test_a_mistake_in_the_data_leaves_nothing_behind(self, events: Path, tmp_path: Path) -> None:
         with pytest.raises(
             DataError, match=r"column 'kind': a context column must have one value a key, but key 'user"
@@ -240,6 +257,29 @@ def test_the_command_writes_the_same_and_tells_what_it_found(
     code, again, notes = invoke("prepare", str(events), str(tmp_path / "out"), *WORDS)
     assert (code, again) == (0, told)
     assert notes == f"{tmp_path / 'out'} holds these sequences already\n"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_command_takes_csv_and_goes_on_from_the_day_before(tmp_path: Path) -> None:
+    (tmp_path / "mon.csv").write_text("shop,user,at,x\n1,ann,2026-01-01T10:00:00Z,1\n1,bob,2026-01-01T11:00:00Z,2\n")
+    (tmp_path / "tue.csv").write_text("shop,user,at,x\n1,ann,2026-01-02T10:00:00Z,3\n2,ann,2026-01-02T10:00:00Z,4\n")
+    words = ["--key", "shop,user", "--time", "at", "--time-delta", "since", "--label", "x", "--label-shift", "1"]
+    words += ["--for-scoring", "--types", "x=float64"]
+    monday = invoke("prepare", str(tmp_path / "mon.csv"), str(tmp_path / "mon"), *words)
+    tuesday = invoke(
+        "prepare", str(tmp_path / "tue.csv"), str(tmp_path / "tue"), *words, "--continue", str(tmp_path / "mon")
+    )
+    assert (monday[0], tuesday[0]) == (0, 0)
+    shown = {line.strip().split("  ")[0]: line.split("  ")[-1].strip() for line in tuesday[1].splitlines()[1:]}
+    assert shown["events"] == "2 of 2 keys"
+    assert shown["read as"] == "shop int64, user string, at timestamp[us, tz=UTC], x double"
+    assert shown["known at the end alone"] == "at_last"
+    assert shown["label not known yet"] == "2 events"
+    rows = pq.read_table(tmp_path / "tue").to_pylist()
+    assert sorted((row["shop"], row["sequence_index"], row["x"], row["since"], row["x_next"]) for row in rows) == [
+        (1, 1, [3.0], [86400.0], [None]),
+        (2, 0, [4.0], [0.0], [None]),
+    ]
 
 
 @pytest.mark.parametrize(
