@@ -46,16 +46,30 @@ def is_whole(array: Array) -> bool:
 
 
 def plain(array: Array) -> Array:
-    """One contiguous array without chunks, extension type, dictionary or run-end encoding."""
+    """One contiguous array without chunks, extension type, dictionary or run-end encoding. UUIDs become text."""
     if isinstance(array, pa.ChunkedArray):
         array = _joined(array)
     if isinstance(array, pa.ExtensionArray):
-        array = array.storage
+        array = _uuid_texts(array.storage) if isinstance(array.type, pa.UuidType) else array.storage
     if pa.types.is_run_end_encoded(array.type):
         array = pc.run_end_decode(array)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     return array
+
+
+_HEX = np.array([list(f"{byte:02x}".encode()) for byte in range(256)], np.uint8)
+_DIGITS = np.flatnonzero(np.array(list("00000000-0000-0000-0000-000000000000")) == "0")
+
+
+def _uuid_texts(storage: Array) -> Array:
+    """UUIDs, 16 bytes each, as their canonical text."""
+    rows = len(storage)
+    held = np.frombuffer(storage.buffers()[1] or b"", np.uint8)[storage.offset * 16 :][: rows * 16].reshape(-1, 16)
+    texts = np.full((rows, 36), ord("-"), np.uint8)
+    texts[:, _DIGITS] = _HEX[held].reshape(rows, 32)
+    found = pa.FixedSizeBinaryArray.from_buffers(pa.binary(36), rows, [None, pa.py_buffer(texts)]).cast(pa.string())
+    return pc.if_else(storage.is_valid(), found, None) if storage.null_count else found
 
 
 def _joined(column: Array) -> Array:

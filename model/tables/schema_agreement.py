@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from model.errors import DataError
 from model.tables.arrow_lists import is_list
+from model.tables.keys import key_type
 
 Shape = tuple[int, str, int | None]
 
@@ -59,7 +60,9 @@ def _unwrapped(arrow_type: pa.DataType) -> tuple[int, int | None, pa.DataType]:
     """(lists around a value, values of the innermost list where that is fixed within another, the value's type)."""
     depth, width = 0, None
     while True:
-        if isinstance(arrow_type, pa.BaseExtensionType):
+        if isinstance(arrow_type, pa.UuidType):
+            arrow_type = pa.string()  # as which it is read
+        elif isinstance(arrow_type, pa.BaseExtensionType):
             arrow_type = arrow_type.storage_type
         elif pa.types.is_dictionary(arrow_type) or pa.types.is_run_end_encoded(arrow_type):
             arrow_type = arrow_type.value_type
@@ -71,7 +74,7 @@ def _unwrapped(arrow_type: pa.DataType) -> tuple[int, int | None, pa.DataType]:
 
 
 def value_type(arrow_type: pa.DataType) -> pa.DataType:
-    """What the innermost lists hold, as it is stored."""
+    """What the innermost lists hold, as it is stored; UUIDs are text."""
     return _unwrapped(arrow_type)[2]
 
 
@@ -84,7 +87,7 @@ def _kind(value: pa.DataType) -> str:
     types = pa.types
     if types.is_integer(value) or types.is_floating(value) or types.is_decimal(value) or types.is_boolean(value):
         return "number"
-    if types.is_string(value) or types.is_large_string(value) or types.is_string_view(value):
+    if key_type(value) == pa.string():
         return "string"
     if types.is_date(value) or (types.is_timestamp(value) and value.tz is None):
         return "time without a zone"

@@ -14,6 +14,7 @@ import pyarrow.ipc
 from model.errors import DataError, StateError
 from model.scoring.scorer import Scored
 from model.tables.arrow_lists import Array, is_list, list_lengths, owner, plain, unnest
+from model.tables.keys import is_bytes, key_type
 from serve.config import LimitsConfig
 from serve.wire.arrow_stream import read_stream
 from serve.wire.errors import RequestError, row_error
@@ -92,9 +93,11 @@ class ArrowDecoder:
 
 def _long_strings(array: Array, most: int) -> list[int]:
     values, owners = _leaves(array)
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+    if key_type(values.type) != pa.string():
         return []
-    lengths = pc.fill_null(pc.utf8_length(values), 0).to_numpy(zero_copy_only=False)
+    # Bytes are not yet known to be text, and have as many bytes as characters or more.
+    count = pc.binary_length if is_bytes(values.type) else pc.utf8_length
+    lengths = pc.fill_null(count(values), 0).to_numpy(zero_copy_only=False)
     return _rows_of(lengths > most, owners)
 
 
