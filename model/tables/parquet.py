@@ -21,6 +21,7 @@ from model.tables.filter_arrow import kept_row_groups
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment, PartitionValue
 from model.tables.hive_paths import Partitions, partitions_of
+from model.tables.parquet_file import arrow_schema, open_parquet
 from model.tables.prepared import Prepared, prepared_of
 from model.tables.schema_agreement import SchemaAgreement
 
@@ -131,7 +132,7 @@ class _Footer:
 
 def _footer_of(file: str, parts: Partitions, where: Filter | None) -> _Footer:
     metadata = read_footer(file)
-    schema = metadata.schema.to_arrow_schema()
+    schema = arrow_schema(metadata)
     partitions = parts.beside(schema.names)
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     nbytes = sum(group.total_byte_size for group in groups)
@@ -197,7 +198,7 @@ def read_footer(file: str, columns: Sequence[str] = ()) -> pq.FileMetaData:
     filesystem, inner = resolve(file)
     try:
         metadata = pq.read_metadata(inner, filesystem=filesystem)
-        schema = metadata.schema.to_arrow_schema()
+        schema = arrow_schema(metadata)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"must be a whole Parquet file, but its footer cannot be read ({first_line(error)}); write it again or "
@@ -249,11 +250,8 @@ def with_path_columns(table: pa.Table, fragment: Fragment, columns: Sequence[str
 
 
 def _read(fragment: Fragment, columns: Sequence[str] | None) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    filesystem, inner = resolve(fragment.file)
     try:
-        with pq.ParquetFile(inner, filesystem=filesystem) as reader:
+        with open_parquet(fragment.file) as reader:
             return reader.read_row_group(fragment.row_group, columns=columns, use_threads=False)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise undecodable(fragment, error) from error

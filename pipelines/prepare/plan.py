@@ -14,6 +14,7 @@ from model.storage import find_files
 from model.storage.filesystems import PathLike
 from model.tables.fragments import Fragment
 from model.tables.parquet import read_footer
+from model.tables.parquet_file import arrow_schema
 from pipelines.prepare.layout import Layout, agreed_schema, layout_of
 from pipelines.prepare.read import Share, memory_bytes
 from pipelines.prepare.settings import MIB, PrepareSettings
@@ -32,7 +33,7 @@ class PreparePlan:
 def plan_of(events: PathLike, settings: PrepareSettings) -> PreparePlan:
     """The plan of a preparation; every footer is read, so that a damaged file or a wrong column is told at once."""
     footers = {file: read_footer(file) for file in find_files(events)}
-    layout = layout_of(agreed_schema({file: each.schema.to_arrow_schema() for file, each in footers.items()}), settings)
+    layout = layout_of(agreed_schema({file: arrow_schema(each) for file, each in footers.items()}), settings)
     for file in footers:
         read_footer(file, layout.schema.names)
     most_bytes = settings.task_mebibytes * MIB

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from model.errors import DataError, first_line
-from model.storage import resolve
 from model.tables import compute as pc
 from model.tables.arrow_lists import plain
 from model.tables.fragments import Fragment
+from model.tables.parquet_file import open_parquet
 from pipelines.prepare.layout import Layout, time_numbers
 from pipelines.quarantine import quarantined
 
@@ -62,10 +61,9 @@ class EventReader:
             yield good, pa.concat_tables(bad) if bad else None
 
     def _batches(self, fragment: Fragment, first_row: int) -> Iterator[pa.Table]:
-        filesystem, inner = resolve(fragment.file)
         try:
             # Buffered, or a column's whole part of the row group would be in memory.
-            with pq.ParquetFile(inner, filesystem=filesystem, buffer_size=PAGE_BUFFER_BYTES, pre_buffer=False) as file:
+            with open_parquet(fragment.file, buffer_size=PAGE_BUFFER_BYTES, pre_buffer=False) as file:
                 group = file.metadata.row_group(fragment.row_group)
                 width = memory_bytes(group, set(self.layout.schema.names)) / group.num_rows
                 rows = int(min(BATCH_ROWS, max(64, BATCH_BYTES / width)))
