@@ -19,6 +19,7 @@ from model.scoring.metric_names import good_end
 from model.settings import Settings, build, load_settings
 from model.storage import absolute, join
 from model.tables.filters import Filter
+from model.tables.hive_paths import PartitionType
 from model.training.config import TrainConfig
 
 
@@ -108,6 +109,11 @@ class DataConfig(Settings):
     key: str | None = Field(None, description="column that names the entity: its rows never straddle the split")
     filter: str | None = Field(
         None, description="rows to train and validate on, as in \"country == 'DE' and year >= 2020\"; null for all"
+    )
+    partition_types: dict[str, PartitionType] = Field(
+        {},
+        description="types of columns in paths (year=2024/): string, int64 or float64 by name; others are int64 where "
+        "all values are whole numbers without leading zeros, else string",
     )
     on_bad_rows: Literal["error", "skip"] = Field(
         "error", description="skip: count the rows that break the contract, set them aside and go on without them"

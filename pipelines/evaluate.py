@@ -22,6 +22,7 @@ from model.scoring.metrics import MetricState, merged, results
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
+from model.tables.hive_paths import PartitionTypes
 from model.tables.parquet import find, first_row, is_stored, read_fragment
 from pipelines.ingest.row_counts import RowCounts
 from pipelines.quarantine import Quarantine
@@ -40,12 +41,14 @@ def evaluate(
     on_bad_rows: Literal["error", "skip"] = "error",
     quarantine: str | None = None,
     on_report: Callable[[RowCounts], None] | None = None,
+    partition_types: PartitionTypes | None = None,
 ) -> dict[str, float]:
     """Metrics of a bundle (or a run's best) over all rows under `data`; see `model.scoring.metrics.results`.
 
     With `filter` they are those of the rows that it keeps, and `filtered_rows` counts the others. With
     `on_bad_rows="skip"` bad rows are left out, counted in `bad_rows` and written to the directory `quarantine`, if one
-    is named; `on_report` is told why. DataError names file, row and column; CheckpointError when the bundle is damaged.
+    is named; `on_report` is told why. `partition_types` declare columns of paths. DataError names file, row and
+    column; CheckpointError when the bundle is damaged.
     """
     from model.bundle.bundle import load_bundle
 
@@ -55,7 +58,8 @@ def evaluate(
     path = resolve_bundle(bundle)
     loaded = load_bundle(path)
     where = None if filter is None else Filter(filter)
-    found = find(data, read_columns(loaded.config), optional=optional_columns(loaded.config), where=where)
+    names, optional = read_columns(loaded.config), optional_columns(loaded.config)
+    found = find(data, names, optional=optional, where=where, partition_types=partition_types)
     arguments = (path, plugins, where, on_bad_rows == "skip", quarantine)
     parts: list[dict[str, Any]] = []
     for part in over_fragments(FragmentEvaluator, arguments, found.fragments):

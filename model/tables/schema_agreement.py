@@ -6,7 +6,7 @@ A number against a string, a value against a list or an instant against a wall c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import pyarrow as pa
 
@@ -33,17 +33,20 @@ class SchemaAgreement:
         """Their types in the first file that holds more than nulls."""
         return {name: arrow_type for name, (_, arrow_type, _) in self._known.items()}
 
-    def add(self, types: Mapping[str, pa.DataType], file: str) -> None:
-        """Takes a file's types; DataError where one contradicts that of an earlier file."""
+    def add(self, types: Mapping[str, pa.DataType], file: str, in_path: Container[str] = ()) -> None:
+        """Takes a file's types, some `in_path` from its path; DataError where one contradicts that of an earlier file."""
         for name, arrow_type in types.items():
             shape = shape_of(arrow_type)
             known, before, first = self._known.setdefault(name, (shape, arrow_type, file))
             if known[1] == "null":
                 self._known[name] = (shape, arrow_type, file)
             elif shape[1] != "null" and not _agree(known, shape):
+                cure = "write one of them again with the other's type"
+                if name in in_path:
+                    cure = "declare the type of this column of the paths: data.partition_types, or --partition-types"
                 raise DataError(
                     f"the files of a data set must agree on each column's type, but here it is {arrow_type} and in "
-                    f"{first} it is {before}; write one of them again with the other's type",
+                    f"{first} it is {before}; {cure}",
                     file=file,
                     column=name,
                 )

@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import Address, BundlePath, DataPath, Plugins, local_cpus, ray_for
+from pipelines.cli.options import (
+    Address,
+    BundlePath,
+    DataPath,
+    PartitionTypeOptions,
+    Plugins,
+    local_cpus,
+    partition_types_of,
+    ray_for,
+)
 from pipelines.console import Console
 
 TOLD_BAD_ROWS = 20  # shown one by one; the rest is in the quarantine
@@ -33,12 +42,14 @@ def evaluate(
     only: Annotated[
         str | None, typer.Option("--filter", metavar="EXPRESSION", help="rows to keep, such as \"country == 'DE'\"")
     ] = None,
+    partition_types: PartitionTypeOptions = None,
     plugin: Plugins = None,
     address: Address = None,
 ) -> None:
     """Metrics of a bundle over every row, each counted once."""
     check_inputs(bundle, data)
     choices = {"plugins": tuple(plugin or ()), "on_bad_rows": on_bad_rows.value, "filter": only}
+    choices["partition_types"] = partition_types_of(partition_types)
     with ray_for(context, local_cpus(), address):
         evaluate_data(context.obj, bundle, data, quarantine=quarantine, **choices)
 
@@ -91,6 +102,7 @@ def predict(
     on_bad_rows: Annotated[
         BadRows, typer.Option("--on-bad-rows", help="stop at the first, or set them aside in OUTPUT/_quarantine")
     ] = BadRows.ERROR,
+    partition_types: PartitionTypeOptions = None,
     plugin: Plugins = None,
     address: Address = None,
 ) -> None:
@@ -114,6 +126,7 @@ def predict(
         "states_to": states_to,
         "states_only": states_only,
         "on_bad_rows": on_bad_rows.value,
+        "partition_types": partition_types_of(partition_types),
     }
     prediction = planned(bundle, data, output, **choices)
     with ray_for(context, local_cpus(), address):

@@ -46,7 +46,10 @@ def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
     optional, where = optional_columns(config.model), config.data.where
     paths = [path for path in (config.data.train, config.data.validation) if path is not None]
     agreement = SchemaAgreement()
-    found = [find(path, names, optional=optional, where=where, agreement=agreement) for path in paths]
+    types = config.data.partition_types
+    found = [
+        find(path, names, optional=optional, where=where, agreement=agreement, partition_types=types) for path in paths
+    ]
     model = with_file_keys(config.model, agreement.types)
     fragments, other = found[0].fragments, found[1].fragments if len(found) > 1 else []
     split = _split_by(config, fragments) if splits else None
