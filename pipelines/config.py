@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from model.columns.config import with_nan_missing
 from model.config import ModelConfig
 from model.registry import import_plugins
 from model.scoring.metric_names import good_end
@@ -109,6 +110,9 @@ class DataConfig(Settings):
     key: str | None = Field(None, description="column that names the entity: its rows never straddle the split")
     filter: str | None = Field(
         None, description="rows to train and validate on, as in \"country == 'DE' and year >= 2020\"; null for all"
+    )
+    nan_is_missing: bool = Field(
+        False, description="in every numeric input a NaN is as good as a null, as with its nan_is_missing"
     )
     partition_types: dict[str, PartitionType] = Field(
         {},
@@ -222,6 +226,9 @@ def run_config(mapping: dict[str, Any], *, where: str) -> RunConfig:
     config = build(RunConfig, mapping, where=where)
     paths = {name: absolute(path) for name in ("train", "validation", "test") if (path := getattr(config.data, name))}
     changed: dict[str, Any] = {"data": config.data.model_copy(update=paths), "output": absolute(config.output)}
+    if config.data.nan_is_missing:  # in the model, so that whoever scores with it does the same
+        columns = with_nan_missing(config.model.columns)
+        changed["model"] = config.model.model_copy(update={"columns": columns})
     if config.train.warm_start is not None:
         changed["train"] = config.train.model_copy(update={"warm_start": absolute(config.train.warm_start)})
     return config.model_copy(update=changed)

@@ -8,6 +8,7 @@ as with Spark and pyarrow. A `name=value` directory at or above it is used only 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 from urllib.parse import unquote
@@ -90,10 +91,8 @@ def _value(text: str, kind: PartitionType, name: str, file: str) -> PartitionVal
     if text == NULL:
         return None
     value: PartitionValue = None
-    try:
+    with suppress(ValueError):  # told below
         value = _READ[kind](text)
-    except ValueError:
-        pass
     if value is None or (isinstance(value, int) and not -_BEYOND_INT64 <= value < _BEYOND_INT64):
         raise DataError(
             f"its path must give a value of type {kind}, as the partition types declare, but gives {text!r}",

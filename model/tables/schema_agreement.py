@@ -34,7 +34,7 @@ class SchemaAgreement:
         return {name: arrow_type for name, (_, arrow_type, _) in self._known.items()}
 
     def add(self, types: Mapping[str, pa.DataType], file: str, in_path: Container[str] = ()) -> None:
-        """Takes a file's types, some `in_path` from its path; DataError where one contradicts that of an earlier file."""
+        """Takes a file's types, some from its path; DataError where one contradicts that of an earlier file."""
         for name, arrow_type in types.items():
             shape = shape_of(arrow_type)
             known, before, first = self._known.setdefault(name, (shape, arrow_type, file))

@@ -19,6 +19,7 @@ FITTED = (
     "problem_type", "prediction_type", "columns", "label", "weight", "num_classes", "classes", "class_weights",
     "standardize_label",
 )  # fmt: skip
+NOT_FITTED = ("test", "nan_is_missing")  # of the data's settings: the latter stands in the columns
 MOST_TOLD = 3
 
 
@@ -26,7 +27,7 @@ def signature_of(config: RunConfig) -> dict[str, Any]:
     """The settings and files that decide what is fitted, as JSON holds them. DataError where there are no data."""
     model, data = config.model.model_dump(mode="json"), config.data.model_dump(mode="json")
     settings = {f"model.{name}": model[name] for name in FITTED}
-    settings |= flat({"data": {name: value for name, value in data.items() if name != "test"}})
+    settings |= flat({"data": {name: value for name, value in data.items() if name not in NOT_FITTED}})
     paths = [path for name in ("train", "validation") if data[name] is not None for path in find_files(data[name])]
     found: dict[str, Any] = json.loads(
         json.dumps(

@@ -70,7 +70,7 @@ class ArrowDecoder:
             cast = array.cast(wanted.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             cast = self._row_by_row(array, wanted, kind, errors)
-        for row in _non_finite(cast):
+        for row in _non_finite(cast, nan=wanted.name in self.inputs.nan_is_missing):
             errors.setdefault(
                 row, kind("must hold finite numbers, but holds NaN or an infinite one", column=wanted.name)
             )
@@ -101,12 +101,13 @@ def _long_strings(array: Array, most: int) -> list[int]:
     return _rows_of(lengths > most, owners)
 
 
-def _non_finite(array: Array) -> list[int]:
+def _non_finite(array: Array, *, nan: bool) -> list[int]:
+    """Rows that hold infinities or, where `nan` means nothing, NaN."""
     values, owners = _leaves(array)
     if not pa.types.is_floating(values.type):
         return []
-    finite = pc.fill_null(pc.is_finite(values), True).to_numpy(zero_copy_only=False)
-    return _rows_of(~finite, owners)
+    bad = pc.is_inf(values) if nan else pc.invert(pc.is_finite(values))
+    return _rows_of(pc.fill_null(bad, False).to_numpy(zero_copy_only=False), owners)
 
 
 def _leaves(array: Array) -> tuple[Array, list[np.ndarray]]:
