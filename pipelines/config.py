@@ -13,12 +13,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from model.columns.config import with_nan_missing
 from model.config import ModelConfig
 from model.registry import import_plugins
 from model.scoring.metric_names import good_end
 from model.settings import Settings, build, load_settings
 from model.storage import absolute, join
 from model.tables.filters import Filter
+from model.tables.hive_paths import PartitionType
 from model.training.config import TrainConfig
 
 ExecutorChoice = Literal["auto", "local", "ray"]
@@ -120,6 +122,14 @@ class DataConfig(Settings):
     )
     filter: str | None = Field(
         None, description="rows to train and validate on, as in \"country == 'DE' and year >= 2020\"; null for all"
+    )
+    nan_is_missing: bool = Field(
+        False, description="in every numeric input a NaN is as good as a null, as with its nan_is_missing"
+    )
+    partition_types: dict[str, PartitionType] = Field(
+        {},
+        description="types of columns in paths (year=2024/): string, int64 or float64 by name; others are int64 where "
+        "all values are whole numbers without leading zeros, else string",
     )
     on_bad_rows: Literal["error", "skip"] = Field(
         "error", description="skip: count the rows that break the contract, set them aside and go on without them"
@@ -257,6 +267,9 @@ def run_config(mapping: dict[str, Any], *, where: str) -> RunConfig:
     config = build(RunConfig, mapping, where=where)
     paths = {name: absolute(path) for name in ("train", "validation", "test") if (path := getattr(config.data, name))}
     changed: dict[str, Any] = {"data": config.data.model_copy(update=paths), "output": absolute(config.output)}
+    if config.data.nan_is_missing:  # in the model, so that whoever scores with it does the same
+        columns = with_nan_missing(config.model.columns)
+        changed["model"] = config.model.model_copy(update={"columns": columns})
     if config.train.warm_start is not None:
         changed["train"] = config.train.model_copy(update={"warm_start": absolute(config.train.warm_start)})
     return config.model_copy(update=changed)

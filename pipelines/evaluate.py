@@ -24,6 +24,7 @@ from model.scoring.unknown_labels import without_unknown
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
+from model.tables.hive_paths import PartitionTypes
 from model.tables.parquet import Found, find, first_row, is_stored, read_fragment
 from model.tables.prepared import prepared_of
 from pipelines.ingest.row_counts import RowCounts
@@ -46,6 +47,7 @@ def evaluate(
     unseen_labels: Literal["count", "error"] = "count",
     quarantine: str | None = None,
     on_report: Callable[[RowCounts], None] | None = None,
+    partition_types: PartitionTypes | None = None,
 ) -> dict[str, float]:
     """Metrics of a bundle (or a run's best) over all rows under `data`; see `model.scoring.metrics.results`.
 
@@ -53,8 +55,8 @@ def evaluate(
     With `filter` they are those of the rows that it keeps, and `filtered_rows` counts the others. With
     `on_bad_rows="skip"` bad rows are left out, counted in `bad_rows` and written to the directory `quarantine`, if one
     is named; `on_report` is told why. A label that is none of the model's classes is wrong, has no loss and is counted
-    in `unseen_labels`; with `unseen_labels="error"` it is bad. DataError names file, row and column; CheckpointError
-    when the bundle is damaged.
+    in `unseen_labels`; with `unseen_labels="error"` it is bad. `partition_types` declare columns of paths. DataError
+    names file, row and column; CheckpointError when the bundle is damaged.
     """
     planned = plan_evaluation(
         bundle,
@@ -64,6 +66,7 @@ def evaluate(
         on_bad_rows=on_bad_rows,
         quarantine=quarantine,
         unseen_labels=unseen_labels,
+        partition_types=partition_types,
     )
     return run_evaluation(planned, progress, on_report)
 
@@ -91,6 +94,7 @@ def plan_evaluation(
     on_bad_rows: Literal["error", "skip"] = "error",
     quarantine: str | None = None,
     unseen_labels: Literal["count", "error"] = "count",
+    partition_types: PartitionTypes | None = None,
 ) -> Evaluation:
     """What `evaluate` is going to do; its errors, as far as bundle and footers tell."""
     from model.bundle.bundle import load_bundle
@@ -101,7 +105,8 @@ def plan_evaluation(
     path = resolve_bundle(bundle)
     loaded = load_bundle(path)
     where = None if filter is None else Filter(filter)
-    found = find(data, read_columns(loaded.config), optional=optional_columns(loaded.config), where=where)
+    names, optional = read_columns(loaded.config), optional_columns(loaded.config)
+    found = find(data, names, optional=optional, where=where, partition_types=partition_types)
     counts = unseen_labels == "count"
     return Evaluation(path, loaded.label, found, plugins, where, on_bad_rows == "skip", quarantine, counts)
 

@@ -10,7 +10,7 @@ Knows no files, no torch, no Ray.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,21 @@ from model.columns.sources import (
     source_key,
 )
 from model.settings import Settings
+
+
+def with_nan_missing(columns: ColumnsConfig) -> ColumnsConfig:
+    """The columns with `nan_is_missing` for all numbers."""
+    return ColumnsConfig.model_validate(_nan_missing(columns.model_dump()))
+
+
+def _nan_missing(part: Any) -> Any:
+    if isinstance(part, list | tuple):
+        return [_nan_missing(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    found = {name: _nan_missing(each) for name, each in part.items()}
+    return found | {"nan_is_missing": True} if part.get("type") == "numeric" else found
+
 
 SHARED_SETTINGS = ("dimension", "max_norm", "trainable", "pretrained", "pretrained_array")
 

@@ -28,15 +28,19 @@ def real_valued_column(
     dimension: int | None = None,
     default_value: float | None = None,
     normalizer: str | Callable[[Any], Any] | None = None,
+    *,
+    nan_is_missing: bool = False,
 ) -> Numeric:
     """A numeric column. `dimension=None` takes it from the data; an explicit mismatch is an error at fit.
 
+    With `nan_is_missing` a NaN of a table is what a null is; arrays of numpy and pandas know no other null.
     `normalizer` is one of ours by name, or a function that `model.registry.register_normalizer` knows.
     """
     return Numeric(
         name=column_name,
         dimension=dimension,
         missing="error" if default_value is None else float(default_value),
+        nan_is_missing=nan_is_missing,
         normalizer=normalizer_name(normalizer),
     )
 

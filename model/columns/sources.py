@@ -9,9 +9,9 @@ Knows no files, no torch, no Ray.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from model.registry import BUILT_IN_NORMALIZERS, registered_normalizer
 from model.settings import Settings
@@ -19,6 +19,11 @@ from model.settings import Settings
 Key = str | int
 MOST_BUCKETS = 2**31 - 1
 MOST_INTERVALS = 1000
+
+
+def without_later_defaults(plain: dict[str, Any]) -> dict[str, Any]:
+    """A column of numbers as 0.1.0 wrote it and reads it, where its model is one that 0.1.0 could have made."""
+    return plain if plain.get("nan_is_missing") else {k: v for k, v in plain.items() if k != "nan_is_missing"}
 
 
 class Numeric(Settings):
@@ -30,12 +35,17 @@ class Numeric(Settings):
     missing: float | Literal["error", "mean"] = Field(
         "error", description="what a null becomes: a number, the column's mean, or an error"
     )
+    nan_is_missing: bool = Field(False, description="a NaN is as good as a null; false: it is an error")
     normalizer: str = Field(
         "none",
         description="applied before the cast to float32: none, zscore or minmax (both fitted on the training data), "
         "log1p, or a registered one",
     )
     indicator: bool = Field(False, description="adds a feature for each value: 1 where it was missing, else 0")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_later_defaults(serialize(self))
 
     def model_post_init(self, _context: object) -> None:
         registered_normalizer(self.normalizer)

@@ -27,6 +27,7 @@ from model.tables.arrow_lists import (
     require_column,
     unnest,
 )
+from model.tables.keys import key_type
 
 UNSEEN = -1  # the id of a label that is of no class, where such labels may be
 
@@ -207,9 +208,8 @@ def fit_classes(name: str, stats: ColumnStats) -> tuple[int, tuple[Key, ...] | N
 
 
 def text_values(entries: Array) -> bool:
-    """Whether label entries are strings."""
-    kind = entries.type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    """Whether label entries are text."""
+    return bool(key_type(entries.type) == pa.string())
 
 
 def named_classes(name: str, num_classes: int, stats: ColumnStats) -> tuple[Key, ...]:

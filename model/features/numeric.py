@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from model.columns import Numeric, Quantiles
+from model.columns.sources import without_later_defaults
 from model.errors import DataError
 from model.features.encoded import Encoded
 from model.features.quantile_sketch import QuantileSketch
@@ -32,12 +33,17 @@ class FittedNumeric(Settings):
     name: str
     dimension: int
     fill: tuple[float, ...] | None = None
+    nan_is_missing: bool = False
     log1p: bool = False
     shift: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None
     function: str | None = None
     indicator: bool = False
     boundaries: dict[str, tuple[float, ...]] = Field({})
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_later_defaults(serialize(self))
 
     def model_post_init(self, _context: object) -> None:
         if self.function is not None:
@@ -59,7 +65,7 @@ class FittedNumeric(Settings):
         return pa.float32() if self.dimension == 1 else pa.list_(pa.float32(), self.dimension)
 
     def encode(self, entries: Array) -> Encoded:
-        """Entries to float32 [n, width]; DataError (row = entry) for nulls, NaN, Inf, a wrong width."""
+        """Entries to float32 [n, width]; DataError (row = entry) for what is missing, NaN, Inf, a wrong width."""
         matrix = matrix_of(entries, self.name, self.dimension, narrow_numbers)
         values = self.normalize(matrix)
         if np.isfinite(values).all():
@@ -86,26 +92,32 @@ class FittedNumeric(Settings):
         values = plain(entries)
         if is_list(values.type):
             values = unnest(values, self.name).values
-        floats = pa.types.is_floating(values.type) and pc.any(pc.invert(pc.is_finite(values)), min_count=0).as_py()
         bad = ~np.isfinite(matrix).all(1)
-        if floats:
-            row = self._first_non_finite(entries, bad)
-            raise DataError("must be finite numbers, but an entry is NaN or infinite", row=row, column=self.name)
+        if pa.types.is_floating(values.type) and pc.any(self._refused(values), min_count=0).as_py():
+            row, value = self._first_refused(entries, bad)
+            what = "infinite"
+            if np.isnan(value):
+                what = "NaN; `nan_is_missing: true` of this column, or under data, takes it for missing"
+            raise DataError(f"must be finite numbers, but an entry is {what}", row=row, column=self.name)
         if self.fill is None and bad.any():
+            what, them = ("null or NaN", "both") if self.nan_is_missing else ("null", "nulls")
             raise DataError(
-                "must not be null; declare `missing: mean` or a number for this column to fill nulls",
+                f"must not be {what}; declare `missing: mean` or a number for this column to fill {them}",
                 row=int(np.argmax(bad)),
                 column=self.name,
             )
 
-    def _first_non_finite(self, entries: Array, bad: np.ndarray) -> int:
-        """Nulls and NaN both arrive as NaN; the first bad entry that holds a real NaN or Inf is the one to name."""
+    def _refused(self, values: Array) -> Array:
+        """Which floats are no numbers, nor missing: null for null."""
+        return pc.is_inf(values) if self.nan_is_missing else pc.invert(pc.is_finite(values))
+
+    def _first_refused(self, entries: Array, bad: np.ndarray) -> tuple[int, float]:
+        """Nulls and NaN both arrive as NaN; of the bad entries the first that holds a real NaN or Inf, and that."""
         for entry in np.flatnonzero(bad):
             held = entries[int(entry)].as_py()
-            if any(
-                value is not None and not np.isfinite(value) for value in (held if isinstance(held, list) else [held])
-            ):
-                return int(entry)
+            for value in held if isinstance(held, list) else [held]:
+                if value is not None and (np.isinf(value) or (np.isnan(value) and not self.nan_is_missing)):
+                    return int(entry), value
         raise AssertionError("a non-finite value was counted but not found")
 
     def normalize(self, matrix: np.ndarray) -> np.ndarray:
@@ -184,6 +196,7 @@ def fit_numeric(source: Numeric, stats: ColumnStats) -> FittedNumeric:
         name=source.name,
         dimension=dimension,
         fill=fill,
+        nan_is_missing=source.nan_is_missing,
         log1p=source.normalizer == "log1p",
         shift=shift,
         scale=scale,

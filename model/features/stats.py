@@ -20,6 +20,7 @@ from model.features.quantile_sketch import QuantileSketch
 from model.registry import registered_normalizer
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, fixed_values, is_list, is_whole, numbers, owner, unnest
+from model.tables.keys import key_values
 
 
 @dataclass
@@ -188,27 +189,12 @@ def keys_of(entries: Array, name: str) -> tuple[Array, np.ndarray | None]:
     offsets = None
     if is_list(entries.type):
         entries, offsets = unnest(entries, name)
-    kind = entries.type
-    if pa.types.is_string(kind) or pa.types.is_int64(kind):
-        return entries, offsets
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return entries.cast(pa.string()), offsets
-    if pa.types.is_uint64(kind):
-        _refuse_beyond_int64(entries, offsets, name)
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
-        return (entries.cast(pa.int8()) if pa.types.is_boolean(kind) else entries).cast(pa.int64()), offsets
-    raise DataError(f"must hold strings or integers, but its type is {kind}", column=name)
-
-
-def _refuse_beyond_int64(values: Array, offsets: np.ndarray | None, name: str) -> None:
-    beyond = pc.fill_null(pc.greater(values, pa.scalar(2**63 - 1, pa.uint64())), False)
-    if pc.any(beyond).as_py():
-        entry = pc.index(beyond, True).as_py()
-        raise DataError(
-            f"integers must be less than 2^63, but one is {values[entry]}; store them as strings",
-            row=entry if offsets is None else owner(offsets, entry),
-            column=name,
-        )
+    try:
+        return key_values(entries, name), offsets
+    except DataError as error:
+        if error.row is None or offsets is None:
+            raise
+        raise DataError(error.problem, row=owner(offsets, error.row), column=name) from error.__cause__
 
 
 def stats_of(source: Leaf, entries: Array, *, quantiles: bool = False) -> ColumnStats:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from model.config import ModelConfig
 from model.features.vocabulary_file import file_keys
+from model.tables.keys import key_type
 from model.tables.schema_agreement import value_type
 
 
@@ -28,6 +29,5 @@ def _declared(part: Any, types: Mapping[str, pa.DataType]) -> Any:
     if part.get("type") != "vocabulary" or part["file"] is None:
         return {name: _declared(each, types) for name, each in part.items()}
     kind = value_type(types.get(part["name"], pa.null()))
-    integers = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-    keys = file_keys(part["file"], integers=integers, most=part["max_keys"])
+    keys = file_keys(part["file"], integers=key_type(kind) == pa.int64(), most=part["max_keys"])
     return part | {"keys": keys, "file": None, "max_keys": None, "default_value": -1}

@@ -28,7 +28,9 @@ from model.network import heads
 from model.network.cells import Cell, State, flatten_state, unflatten_state
 from model.network.column_layers import ColumnLayer
 from model.state import from_mapping
-from model.tables.arrow_lists import is_list, widened
+from model.tables.arrow_lists import is_list, plain, widened
+from model.tables.keys import key_type
+from model.tables.schema_agreement import value_type
 
 Tensor = torch.Tensor
 Flat = tuple[Tensor, ...]
@@ -145,6 +147,9 @@ class _Input:
         if is_list(kind) and not isinstance(value, list | tuple | None):
             value = [value]  # one value where several are allowed
         try:
+            held = plain(pa.array([value]))
+            if value_type(kind) in (pa.int64(), pa.string()) and key_type(value_type(held.type)) == value_type(kind):
+                return held  # Arrow would make 7 of 7.5
             return pa.array([value], kind)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise DataError(f"must be of type {kind}, but: {first_line(error)}", column=name) from error

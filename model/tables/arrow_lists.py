@@ -46,16 +46,23 @@ def is_whole(array: Array) -> bool:
 
 
 def plain(array: Array) -> Array:
-    """One contiguous array without chunks, extension type, dictionary or run-end encoding."""
+    """One contiguous array without chunks, extension type, dictionary or run-end encoding. UUIDs become text."""
     if isinstance(array, pa.ChunkedArray):
         array = _joined(array)
     if isinstance(array, pa.ExtensionArray):
-        array = _tensor_lists(array) if is_tensor(array.type) else array.storage
+        array = _stored(array)
     if pa.types.is_run_end_encoded(array.type):
         array = pc.run_end_decode(array)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     return array
+
+
+def _stored(array: Array) -> Array:
+    """The values of an extension type: tensors as lists in lists, UUIDs as text, others as they are stored."""
+    if is_tensor(array.type):
+        return _tensor_lists(array)
+    return _uuid_texts(array.storage) if isinstance(array.type, pa.UuidType) else array.storage
 
 
 def is_tensor(arrow_type: pa.DataType) -> bool:
@@ -65,6 +72,8 @@ def is_tensor(arrow_type: pa.DataType) -> bool:
 
 def stored_type(arrow_type: pa.BaseExtensionType) -> pa.DataType:
     """The type that an array of an extension type has when it is `plain`."""
+    if isinstance(arrow_type, pa.UuidType):
+        return pa.string()
     if not is_tensor(arrow_type):
         return arrow_type.storage_type
     kind = arrow_type.storage_type.value_type
@@ -91,6 +100,20 @@ def _tensor_lists(array: Array) -> Array:
     for size in reversed(inner):
         values = pa.FixedSizeListArray.from_arrays(values, size)
     return pa.FixedSizeListArray.from_arrays(values, steps, mask=array.is_null() if array.null_count else None)
+
+
+_HEX = np.array([list(f"{byte:02x}".encode()) for byte in range(256)], np.uint8)
+_DIGITS = np.flatnonzero(np.array(list("00000000-0000-0000-0000-000000000000")) == "0")
+
+
+def _uuid_texts(storage: Array) -> Array:
+    """UUIDs, 16 bytes each, as their canonical text."""
+    rows = len(storage)
+    held = np.frombuffer(storage.buffers()[1] or b"", np.uint8)[storage.offset * 16 :][: rows * 16].reshape(-1, 16)
+    texts = np.full((rows, 36), ord("-"), np.uint8)
+    texts[:, _DIGITS] = _HEX[held].reshape(rows, 32)
+    found = pa.FixedSizeBinaryArray.from_buffers(pa.binary(36), rows, [None, pa.py_buffer(texts)]).cast(pa.string())
+    return pc.if_else(storage.is_valid(), found, None) if storage.null_count else found
 
 
 def _joined(column: Array) -> Array:

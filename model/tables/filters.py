@@ -108,7 +108,7 @@ class Filter:
         """The columns that the filter reads."""
         return tuple(dict.fromkeys(column.name for column in _columns(self.root)))
 
-    def excludes(self, known: Mapping[str, str | int | None]) -> bool:
+    def excludes(self, known: Mapping[str, str | int | float | None]) -> bool:
         """Whether no row can be kept where some columns have these values, whatever the others hold."""
         return True not in _outcomes(self.root, known)
 

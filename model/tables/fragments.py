@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PartitionValue = str | int | None
+PartitionValue = str | int | float | None
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,22 @@ as with Spark and pyarrow. A `name=value` directory at or above it is used only 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
+from model.errors import DataError
 from model.storage import is_remote, search_root
 from model.storage.filesystems import PathLike
 from model.tables.fragments import PartitionValue
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
 _BEYOND_INT64 = 2**63
+PartitionType = Literal["string", "int64", "float64"]
+PARTITION_TYPES = get_args(PartitionType)
+PartitionTypes = Mapping[str, PartitionType]
 
 
 @dataclass(frozen=True)
@@ -31,16 +37,20 @@ class Partitions:
         return {name: value for name, value in self.outer.items() if name not in held} | dict(self.inner)
 
 
-def partitions_of(path: PathLike, files: Sequence[str]) -> list[Partitions]:
+def partitions_of(path: PathLike, files: Sequence[str], types: PartitionTypes | None = None) -> list[Partitions]:
     """The columns from the path of each of the `files` that were found under `path`.
 
-    A column is of integers if all its values over all files are, else of strings.
+    A column is of the type that `types` names; else of integers if all its values over all files are written as such,
+    and of strings if not: `01` is a code. DataError where a value is not of the declared type.
     """
     root = search_root(path, files)
     outer = _texts(root if root in files else f"{root}/")
     inner = [_texts(_name(file)[len(_name(root)) :]) for file in files]
-    integers = _integers([outer | texts for texts in inner])
-    return [Partitions(_values(texts, integers), _values(outer, integers)) for texts in inner]
+    kinds = _kinds([outer | texts for texts in inner]) | dict(types or {})
+    return [
+        Partitions(_values(texts, kinds, file), _values(outer, kinds, file))
+        for file, texts in zip(files, inner, strict=True)
+    ]
 
 
 def _name(file: str) -> str:
@@ -54,24 +64,42 @@ def _texts(path: str) -> dict[str, str]:
     return {unquote(name): unquote(text) for name, equals, text in pairs if name and equals}
 
 
-def _integers(texts: Sequence[Mapping[str, str]]) -> set[str]:
+def _kinds(texts: Sequence[Mapping[str, str]]) -> dict[str, PartitionType]:
+    """The type of each column, by all its values."""
     seen: dict[str, set[str]] = {}
     for found in texts:
         for name, text in found.items():
             seen.setdefault(name, set()).add(text)
-    return {name for name, values in seen.items() if all(_is_integer(text) for text in values - {NULL})}
+    return {
+        name: "int64" if all(_is_integer(text) for text in values - {NULL}) else "string"
+        for name, values in seen.items()
+    }
 
 
 def _is_integer(text: str) -> bool:
     digits = text.removeprefix("-")
-    return digits.isascii() and digits.isdigit() and -_BEYOND_INT64 <= int(text) < _BEYOND_INT64
+    if not (digits.isascii() and digits.isdigit()) or str(int(text)) != text:
+        return False
+    return -_BEYOND_INT64 <= int(text) < _BEYOND_INT64
 
 
-def _values(texts: Mapping[str, str], integers: set[str]) -> dict[str, PartitionValue]:
-    return {name: _value(text, integer=name in integers) for name, text in texts.items()}
+def _values(texts: Mapping[str, str], kinds: PartitionTypes, file: str) -> dict[str, PartitionValue]:
+    return {name: _value(text, kinds[name], name, file) for name, text in texts.items()}
 
 
-def _value(text: str, *, integer: bool) -> PartitionValue:
+def _value(text: str, kind: PartitionType, name: str, file: str) -> PartitionValue:
     if text == NULL:
         return None
-    return int(text) if integer else text
+    value: PartitionValue = None
+    with suppress(ValueError):  # told below
+        value = _READ[kind](text)
+    if value is None or (isinstance(value, int) and not -_BEYOND_INT64 <= value < _BEYOND_INT64):
+        raise DataError(
+            f"its path must give a value of type {kind}, as the partition types declare, but gives {text!r}",
+            file=file,
+            column=name,
+        )
+    return value
+
+
+_READ: dict[PartitionType, Callable[[str], Any]] = {"string": str, "int64": int, "float64": float}

@@ -21,8 +21,9 @@ from model.tables.arrow_lists import large
 from model.tables.filter_arrow import kept_row_groups
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment, PartitionValue
-from model.tables.hive_paths import Partitions, partitions_of
+from model.tables.hive_paths import Partitions, PartitionTypes, partitions_of
 from model.tables.nested import NestedSchema
+from model.tables.parquet_file import arrow_schema, open_parquet
 from model.tables.prepared import Prepared, prepared_of
 from model.tables.schema_agreement import SchemaAgreement
 from model.tables.unsupported import unsupported
@@ -56,10 +57,15 @@ class Found:
 
 
 def find_fragments(
-    path: PathLike, columns: Sequence[str], *, optional: Sequence[str] = (), where: Filter | None = None
+    path: PathLike,
+    columns: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    where: Filter | None = None,
+    partition_types: PartitionTypes | None = None,
 ) -> list[Fragment]:
     """The non-empty row groups of all files under `path`, in (file, row group) order; see `find`."""
-    return find(path, columns, optional=optional, where=where).fragments
+    return find(path, columns, optional=optional, where=where, partition_types=partition_types).fragments
 
 
 def find(
@@ -69,6 +75,7 @@ def find(
     optional: Sequence[str] = (),
     where: Filter | None = None,
     agreement: SchemaAgreement | None = None,
+    partition_types: PartitionTypes | None = None,
 ) -> Found:
     """The non-empty row groups of all files under `path`, in (file, row group) order.
 
@@ -76,10 +83,11 @@ def find(
     before anything is computed. Columns may stand in the files or in their paths (`model.tables.hive_paths`); those
     that are `optional` may be missing in some files, but not in all. Of the files and row groups that `where` excludes
     by paths and statistics, nothing more is read. An `agreement` holds the types of other paths, with which these files
-    must agree, too, as files of one data set do; it takes theirs.
+    must agree, too, as files of one data set do; it takes theirs. `partition_types` declare columns of paths.
     """
     files = find_files(path)
-    parts = partitions_of(path, files)
+    parts = partitions_of(path, files, partition_types)
+    _check_partition_types(partition_types or {}, parts, files)
     if where is not None:
         kept = [not where.excludes(part.inner) for part in parts]
         parts = [part for part, keep in zip(parts, kept, strict=True) if keep]
@@ -143,7 +151,7 @@ class _Footer:
 
 def _footer_of(file: str, parts: Partitions, where: Filter | None) -> _Footer:
     metadata = read_footer(file)
-    schema = NestedSchema(metadata.schema.to_arrow_schema())
+    schema = NestedSchema(arrow_schema(metadata))
     partitions = parts.beside(schema.schema.names)
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     nbytes = sum(
@@ -183,10 +191,23 @@ def _check_columns(
         for name in needed:
             if not footer.has(name) and name not in optional:
                 raise _missing(footer, name)
-        agreement.add(footer.types(needed), footer.file)
+        agreement.add(footer.types(needed), footer.file, in_path=footer.partitions)
     for name in needed:
         if footers and name not in agreement.names:
             raise _missing(footers[0], name)
+
+
+def _check_partition_types(types: PartitionTypes, parts: Sequence[Partitions], files: Sequence[str]) -> None:
+    found = dict.fromkeys(name for part in parts for name in (*part.inner, *part.outer))
+    for name in types:
+        if name not in found:
+            known = f"; they give {', '.join(found)}" if found else ""
+            raise DataError(
+                f"a type is declared for this column of the paths, but none gives it{did_you_mean(name, list(found))}"
+                f"{known}",
+                file=files[0],
+                column=name,
+            )
 
 
 def _missing(footer: _Footer, name: str) -> DataError:
@@ -222,7 +243,7 @@ def read_footer(file: str, columns: Sequence[str] = ()) -> pq.FileMetaData:
     filesystem, inner = resolve(file)
     try:
         metadata = pq.read_metadata(inner, filesystem=filesystem)
-        schema = NestedSchema(metadata.schema.to_arrow_schema())
+        schema = NestedSchema(arrow_schema(metadata))
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"must be a whole Parquet file, but its footer cannot be read ({first_line(error)}); write it again",
@@ -276,11 +297,8 @@ def with_path_columns(table: pa.Table, fragment: Fragment, columns: Sequence[str
 
 
 def _read(fragment: Fragment, columns: Sequence[str] | None, *, as_stored: bool = False) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    filesystem, inner = resolve(fragment.file)
     try:
-        with pq.ParquetFile(inner, filesystem=filesystem) as reader:
+        with open_parquet(fragment.file) as reader:
             schema = NestedSchema(reader.schema_arrow)
             paths = None if columns is None else leaf_paths(reader.metadata, schema, columns)
             whole = _whole(reader, fragment, paths)
@@ -393,7 +411,7 @@ def is_stored(fragment: Fragment) -> bool:
 def _partition_type(value: PartitionValue) -> pa.DataType:
     if value is None:
         return pa.null()
-    return pa.int64() if isinstance(value, int) else pa.string()
+    return {int: pa.int64(), float: pa.float64(), str: pa.string()}[type(value)]
 
 
 def first_row(fragment: Fragment) -> int:

@@ -6,12 +6,13 @@ A number against a string, a value against a list or an instant against a wall c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import pyarrow as pa
 
 from model.errors import DataError
 from model.tables.arrow_lists import is_list, stored_type
+from model.tables.keys import key_type
 
 Shape = tuple[int, str, int | None]
 
@@ -32,17 +33,20 @@ class SchemaAgreement:
         """Their types in the first file that holds more than nulls."""
         return {name: arrow_type for name, (_, arrow_type, _) in self._known.items()}
 
-    def add(self, types: Mapping[str, pa.DataType], file: str) -> None:
-        """Takes a file's types; DataError where one contradicts that of an earlier file."""
+    def add(self, types: Mapping[str, pa.DataType], file: str, in_path: Container[str] = ()) -> None:
+        """Takes a file's types, some from its path; DataError where one contradicts that of an earlier file."""
         for name, arrow_type in types.items():
             shape = shape_of(arrow_type)
             known, before, first = self._known.setdefault(name, (shape, arrow_type, file))
             if known[1] == "null":
                 self._known[name] = (shape, arrow_type, file)
             elif shape[1] != "null" and not _agree(known, shape):
+                cure = "write one of them again with the other's type"
+                if name in in_path:
+                    cure = "declare the type of this column of the paths: data.partition_types, or --partition-types"
                 raise DataError(
                     f"the files of a data set must agree on each column's type, but here it is {arrow_type} and in "
-                    f"{first} it is {before}; write one of them again with the other's type",
+                    f"{first} it is {before}; {cure}",
                     file=file,
                     column=name,
                 )
@@ -60,7 +64,7 @@ def _unwrapped(arrow_type: pa.DataType) -> tuple[int, int | None, pa.DataType]:
     depth, width = 0, None
     while True:
         if isinstance(arrow_type, pa.BaseExtensionType):
-            arrow_type = stored_type(arrow_type)
+            arrow_type = stored_type(arrow_type)  # as which it is read
         elif pa.types.is_dictionary(arrow_type) or pa.types.is_run_end_encoded(arrow_type):
             arrow_type = arrow_type.value_type
         elif is_list(arrow_type):
@@ -71,7 +75,7 @@ def _unwrapped(arrow_type: pa.DataType) -> tuple[int, int | None, pa.DataType]:
 
 
 def value_type(arrow_type: pa.DataType) -> pa.DataType:
-    """What the innermost lists hold, as it is stored."""
+    """What the innermost lists hold, as it is stored; UUIDs are text."""
     return _unwrapped(arrow_type)[2]
 
 
@@ -84,7 +88,7 @@ def _kind(value: pa.DataType) -> str:
     types = pa.types
     if types.is_integer(value) or types.is_floating(value) or types.is_decimal(value) or types.is_boolean(value):
         return "number"
-    if types.is_string(value) or types.is_large_string(value) or types.is_string_view(value):
+    if key_type(value) == pa.string():
         return "string"
     if types.is_date(value) or (types.is_timestamp(value) and value.tz is None):
         return "time without a zone"

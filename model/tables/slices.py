@@ -17,6 +17,7 @@ from model.storage import resolve, stem
 from model.tables.fragments import Fragment
 from model.tables.nested import NestedSchema
 from model.tables.parquet import batches_of, columns_in_file, leaf_paths, not_decoded, of_each_file, undecodable
+from model.tables.parquet_file import arrow_schema, open_parquet
 
 SLICE_BYTES = 16 << 20  # of decoded values and of what is computed from them; a task holds a few times as much
 MOST_SLICE_ROWS = 1 << 16
@@ -77,7 +78,7 @@ def _read_footer(file: str) -> Footer:
         length = int.from_bytes(stream.read_at(4, stream.size() - 8), "little") + 8
         digest = hashlib.sha256(stream.read_at(length, stream.size() - length)).hexdigest()
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    schema = metadata.schema.to_arrow_schema()
+    schema = arrow_schema(metadata)
     columns = NestedSchema(schema)
     sizes = tuple(_column_sizes(group, columns) for group in groups)
     return Footer(schema, tuple(group.num_rows for group in groups), sizes, digest)
@@ -141,8 +142,8 @@ def read_slices(block: SlicedRowGroup, columns: Sequence[str]) -> Iterator[tuple
 
 def empty_slices(block: SlicedRowGroup, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
     """What `read_slices` yields, without rows: of a block whose pages are damaged there is only the footer."""
-    filesystem, inner = resolve(block.fragment.file)
-    schema = pq.read_schema(inner, filesystem=filesystem)
+    with open_parquet(block.fragment.file) as file:
+        schema = file.schema_arrow
     names = list(dict.fromkeys(columns))
     table = NestedSchema(schema).table(schema.empty_table(), columns_in_file(block.fragment, names))
     for number in range(block.first_slice, block.first_slice + block.slices):
@@ -180,11 +181,10 @@ def _completed(table: pa.Table, fragment: Fragment, names: Sequence[str]) -> pa.
 def _pieces(block: SlicedRowGroup, columns: Sequence[str]) -> Iterator[pa.Table]:
     """The block's rows in pieces of at most `slice_rows`, as pyarrow happens to cut them."""
     fragment = block.fragment
-    filesystem, inner = resolve(fragment.file)
     names = list(dict.fromkeys(columns))
     stored, done = columns_in_file(fragment, names), 0
     try:
-        with pq.ParquetFile(inner, filesystem=filesystem, buffer_size=STREAM_BYTES) as reader:
+        with open_parquet(fragment.file, buffer_size=STREAM_BYTES) as reader:
             schema = NestedSchema(reader.schema_arrow)
             paths = leaf_paths(reader.metadata, schema, stored)
             for batch in batches_of(reader, fragment, paths, block.slice_rows):

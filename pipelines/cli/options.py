@@ -22,6 +22,14 @@ DataPath = Annotated[str, typer.Argument(metavar="DATA", help="Parquet file, dir
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="MODULE", help="module that registers cells (repeatable)")
 ]
+PartitionTypeOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--partition-types",
+        metavar="COLUMN=TYPE",
+        help="type of a column in the paths: string, int64 or float64 (repeatable); default: as it is written",
+    ),
+]
 Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; default: one on this machine")]
 
 Executor = Annotated[
@@ -66,6 +74,22 @@ def _session(context: typer.Context, cpus: int, address: str | None) -> Any:
     from pipelines.cluster.session import ray_session
 
     return ray_session(logical_cpus=logical_cpus_for(cpus), address=address, quiet=not context.meta["debug"])
+
+
+def partition_types_of(given: list[str] | None) -> Any:
+    """The types by column. ConfigError for what is none."""
+    from model.errors import ConfigError
+    from model.tables.hive_paths import PARTITION_TYPES
+
+    found = {}
+    for each in given or ():
+        name, _, kind = each.rpartition("=")
+        if not name or kind not in PARTITION_TYPES:
+            raise ConfigError(
+                f"--partition-types must be COLUMN=TYPE, of {', '.join(PARTITION_TYPES)}, but is {each!r}"
+            )
+        found[name] = kind
+    return found
 
 
 def local_cpus() -> int:

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import Address, BundlePath, DataPath, Executor, Plugins, executor_for, local_cpus
+from pipelines.cli.options import (
+    Address,
+    BundlePath,
+    DataPath,
+    Executor,
+    PartitionTypeOptions,
+    Plugins,
+    executor_for,
+    local_cpus,
+    partition_types_of,
+)
 from pipelines.console import Console
 
 TOLD_BAD_ROWS = 20  # shown one by one; the rest is in the quarantine
@@ -44,6 +54,7 @@ def evaluate(
         UnseenLabels,
         typer.Option("--unseen-labels", help="labels of no class: count them as wrong and without a loss, or bad rows"),
     ] = UnseenLabels.COUNT,
+    partition_types: PartitionTypeOptions = None,
     plugin: Plugins = None,
     executor: Executor = "auto",
     address: Address = None,
@@ -52,7 +63,7 @@ def evaluate(
     from pipelines.evaluate import plan_evaluation
 
     choices: dict[str, Any] = {"plugins": tuple(plugin or ()), "on_bad_rows": on_bad_rows.value, "filter": only}
-    choices["unseen_labels"] = unseen_labels.value
+    choices |= {"unseen_labels": unseen_labels.value, "partition_types": partition_types_of(partition_types)}
     evaluation = plan_evaluation(bundle, data, quarantine=quarantine, **choices)  # mistakes are told before Ray starts
     with executor_for(context, executor, evaluation.found.nbytes, local_cpus(), address):
         show_evaluation(context.obj, evaluation, f"{bundle} on {data}")
@@ -104,6 +115,7 @@ def predict(
     on_bad_rows: Annotated[
         BadRows, typer.Option("--on-bad-rows", help="stop at the first, or set them aside in OUTPUT/_quarantine")
     ] = BadRows.ERROR,
+    partition_types: PartitionTypeOptions = None,
     plugin: Plugins = None,
     executor: Executor = "auto",
     address: Address = None,
@@ -128,6 +140,7 @@ def predict(
         "states_to": states_to,
         "states_only": states_only,
         "on_bad_rows": on_bad_rows.value,
+        "partition_types": partition_types_of(partition_types),
     }
     prediction = planned(bundle, data, output, **choices)
     with executor_for(context, executor, prediction.nbytes, local_cpus(), address):

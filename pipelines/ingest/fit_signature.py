@@ -19,7 +19,12 @@ FITTED = (
     "problem_type", "prediction_type", "columns", "label", "weight", "num_classes", "classes", "class_weights",
     "standardize_label",
 )  # fmt: skip
-NOT_FITTED = ("test", "unseen_labels", "mixed_parts")  # of the data's settings
+NOT_FITTED = (
+    "test",
+    "unseen_labels",
+    "mixed_parts",
+    "nan_is_missing",
+)  # of the data's; the last is in the columns
 MOST_TOLD = 3
 
 

@@ -49,8 +49,10 @@ def find_data(config: RunConfig, agreement: SchemaAgreement | None = None) -> li
         names += [*config.data.keys, *filter(None, [config.data.validation_by_time])]
     optional, where = optional_columns(config.model), config.data.where
     paths = [path for path in (config.data.train, config.data.validation) if path is not None]
-    agreement = agreement or SchemaAgreement()
-    found = [find(path, names, optional=optional, where=where, agreement=agreement) for path in paths]
+    agreement, types = agreement or SchemaAgreement(), config.data.partition_types
+    found = [
+        find(path, names, optional=optional, where=where, agreement=agreement, partition_types=types) for path in paths
+    ]
     refuse_mixed_parts(config, found[0])
     return found
 

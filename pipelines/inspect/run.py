@@ -94,7 +94,7 @@ def find_data(data: str, config: RunConfig | None) -> Found:
     if config is None:
         return find(data, ())
     names, optional = read_columns(config.model), optional_columns(config.model)
-    return find(data, names, optional=optional, where=config.data.where)
+    return find(data, names, optional=optional, where=config.data.where, partition_types=config.data.partition_types)
 
 
 def _look(

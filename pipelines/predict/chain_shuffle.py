@@ -27,7 +27,7 @@ from model.storage.atomic import parquet_output
 from model.tables.arrow_lists import Array
 from model.tables.slices import SlicedRowGroup, empty_slices, read_slices
 from pipelines.predict.chain_index import KEY, ROW
-from pipelines.predict.entity_keys import key_bytes, key_columns, partitions_of, without_key
+from pipelines.predict.entity_keys import key_bytes, partitions_of, valid_key_columns
 from pipelines.predict.prediction import ORDER, Chain, Prediction
 from pipelines.predict.shuffle_files import metadata_of, read_batch, write_partitions
 
@@ -109,9 +109,9 @@ class SplitTask:
 
     def _part_states(self, table: pa.Table, block: SlicedRowGroup, number: int, path: str) -> None:
         spec = self.prediction.state_spec
-        keys = key_columns(table, self.chain.keys)
+        keys, without = valid_key_columns(table, self.chain.keys)
         try:
-            for error in without_key(keys).values():
+            for error in without.values():
                 raise error
             states = spec.from_arrow(table)
         except DataError as error:
@@ -141,9 +141,9 @@ def _keyed_rows(
     def encode(part: pa.Table) -> EncodedRows:
         return encode_rows(part, prediction.columns)
 
-    keys = key_columns(table, prediction.chain.keys)
+    keys, without = valid_key_columns(table, prediction.chain.keys)
     encoded, places, errors = encode_valid(table, encode)
-    errors |= without_key(keys) | (_without_order(table) if prediction.chain.ordered else {})
+    errors |= without | (_without_order(table) if prediction.chain.ordered else {})
     prediction.setting_aside(table, errors, block, number)
     good = np.delete(np.arange(table.num_rows), list(errors))
     rows = replace(encode(table.slice(0, 0)) if encoded is None else encoded, rows_B=places)

@@ -13,6 +13,8 @@ import pyarrow as pa
 from model.errors import DataError
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, plain
+from model.tables.halving import errors_by_row
+from model.tables.keys import key_type, key_values
 
 KeyTypes = dict[str, pa.DataType]
 
@@ -27,7 +29,9 @@ def key_types(keys: Sequence[str], schemas: Mapping[str, pa.Schema]) -> KeyTypes
     for file, schema in schemas.items():
         for name in keys:
             kind = unified(schema.field(name).type, file=file, column=name)
-            if found.setdefault(name, kind) != kind:
+            if found.setdefault(name, kind) != kind and (common := key_type(kind)) == key_type(found[name]) is not None:
+                found[name] = common
+            elif found[name] != kind:
                 raise DataError(
                     f"a key must have one type in data and states, but is {kind} here and {found[name]} in "
                     f"{first[name]}; write one of them again",
@@ -45,9 +49,14 @@ def unified(kind: pa.DataType, *, file: str | None = None, column: str | None = 
         kind = kind.value_type
     if types.is_uint64(kind):
         return kind
-    if types.is_integer(kind):
+    if types.is_integer(kind) or types.is_floating(kind):
         return pa.int64()
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+    if (
+        isinstance(kind, pa.UuidType)
+        or types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_string_view(kind)
+    ):
         return pa.string()
     if types.is_binary(kind) or types.is_large_binary(kind):
         return pa.binary()
@@ -61,8 +70,23 @@ def unified(kind: pa.DataType, *, file: str | None = None, column: str | None = 
 
 
 def key_columns(table: pa.Table, types: KeyTypes) -> dict[str, Array]:
-    """The key columns of a table, in the types of `key_types`."""
-    return {name: plain(table.column(name)).cast(kind) for name, kind in types.items()}
+    """The key columns of a table, in the types of `key_types`. DataError for a value that no key can be."""
+    found = {}
+    for name, kind in types.items():
+        values = plain(table.column(name))
+        found[name] = key_values(values, name) if kind in (pa.int64(), pa.string()) else values.cast(kind)
+    return found
+
+
+def valid_key_columns(table: pa.Table, types: KeyTypes) -> tuple[dict[str, Array], dict[int, DataError]]:
+    """The key columns, null where a value can be no key, and what is wrong with the rows without one."""
+    try:
+        columns, errors = key_columns(table, types), {}
+    except DataError:
+        errors = errors_by_row(table.select(list(types)), lambda part: key_columns(part, types))
+        places = [None if row in errors else row for row in range(table.num_rows)]
+        columns = key_columns(table.take(pa.array(places, pa.int64())), types)
+    return columns, without_key(columns) | errors
 
 
 def without_key(columns: Mapping[str, Array]) -> dict[int, DataError]:

@@ -44,7 +44,8 @@ def plan_prediction(bundle: str, data: str, output: str, choices: Choices) -> Pr
     scorer = Scorer(load_bundle(path), probabilities=choices.probabilities)
     inputs = scorer.columns.input_names
     needed = [*inputs, *choices.key, *(choices.keep or ())]
-    fragments = find_fragments(data, needed, optional=optional_columns(scorer.config))
+    optional = optional_columns(scorer.config)
+    fragments = find_fragments(data, needed, optional=optional, partition_types=choices.partition_types)
     footers = read_footers([fragment.file for fragment in fragments])
     schemas = schemas_of(fragments, footers, [*choices.key, *(choices.keep or ())])
     keep = _kept(choices, schemas)
@@ -109,7 +110,7 @@ def claim_of(choices: Choices, scorer: Scorer, data: str, footers: Mapping[str, 
         "bundle": scorer.fingerprint,
         "input": absolute(data),
         "content of the input": digest_of(footers),
-        "choice of columns": list(keep),
+        "choice of columns": [*keep, *(f"{name}={kind}" for name, kind in choices.partition_types.items())],
         "choice of probabilities": scorer.probabilities,
         "key": list(choices.key),
         "place of initial states": None if choices.state_from is None else absolute(choices.state_from),

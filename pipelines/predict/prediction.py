@@ -6,7 +6,7 @@ The tasks of all passes get it. Knows no Ray, no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from model.features.fitted_columns import FittedColumns
 from model.state import StateSpec
 from model.storage import join
 from model.tables import slices
+from model.tables.hive_paths import PartitionTypes
 from model.tables.slices import SlicedRowGroup
 from pipelines.predict.bad_rows import BadRowPolicy, OnBadRows
 from pipelines.predict.entity_keys import KeyTypes
@@ -38,6 +39,7 @@ class Choices:
     states_to: str | None = None
     states_only: bool = False
     on_bad_rows: OnBadRows = "error"
+    partition_types: PartitionTypes = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.on_bad_rows not in ("error", "skip"):

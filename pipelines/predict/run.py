@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from model.storage import exists, join
 from model.storage.atomic import remove_partial
+from model.tables.hive_paths import PartitionTypes
 from model.tables.parquet import read_footer
 from pipelines.predict.bad_rows import OnBadRows, count_set_aside
 from pipelines.predict.chain_run import run_chain
@@ -51,6 +52,7 @@ def predict(
     states_to: str | None = None,
     states_only: bool = False,
     on_bad_rows: OnBadRows = "error",
+    partition_types: PartitionTypes | None = None,
     progress: Progress | None = None,
 ) -> PredictResult:
     """Scores all rows under `data` into Parquet files in the directory `output`.
@@ -61,6 +63,7 @@ def predict(
     from the key's state under `state_from`. The states of all keys, those of `state_from` that have no row included,
     are written to `states_to` (default: `_states` in `output`), one row a key; `states_only` writes nothing but them,
     into `output`. With `on_bad_rows="skip"` bad rows are set aside in `_quarantine` in `output`.
+    `partition_types` declare columns of paths.
 
     ConfigError when choices do not fit or `output` holds something else; DataError names file, row and column.
     """
@@ -73,6 +76,7 @@ def predict(
         states_to=states_to,
         states_only=states_only,
         on_bad_rows=on_bad_rows,
+        partition_types=partition_types or {},
     )
     return run_prediction(plan_prediction(bundle, data, output, choices), progress)
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, plain
+from model.tables.keys import is_bytes
 
-UUID_BYTES = 16
 EXACT = 2**53  # whole numbers beyond are not all floats: two keys would be one
 
 
@@ -28,13 +28,6 @@ def key_type(kind: pa.DataType) -> pa.DataType | None:
         return pa.string()
     known = types.is_integer(kind) or types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind)
     return kind if known else None
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    """Whether values are bytes without a meaning of their own."""
-    types = pa.types
-    kinds = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
-    return any(of_kind(kind) for of_kind in kinds)
 
 
 def key_values(values: Array, kind: pa.DataType) -> tuple[Array, dict[int, str]]:
@@ -83,16 +76,3 @@ def key_text(table: pa.Table, names: Sequence[str], row: int) -> str:
     """The key of a row for people: `key 7`, `key (7, 'a')`, or `the series` where there is no key."""
     values = [table.column(name)[row].as_py() for name in names]
     return "the series" if not values else f"key {values[0]!r}" if len(values) == 1 else f"key {tuple(values)!r}"
-
-
-def uuid_text(array: Array) -> Array:
-    """uuids as their canonical text: 8-4-4-4-12 hexadecimal digits."""
-    storage = array.storage if isinstance(array, pa.ExtensionArray) else array
-    known = pc.fill_null(storage, bytes(UUID_BYTES))
-    raw = np.frombuffer(known.buffers()[1], np.uint8)[known.offset * UUID_BYTES :][: len(known) * UUID_BYTES]
-    digits = np.frombuffer(raw.tobytes().hex().encode(), np.uint8).reshape(len(known), 2 * UUID_BYTES)
-    text = np.full((len(known), 2 * UUID_BYTES + 4), ord("-"), np.uint8)
-    text[:, [place for place in range(36) if place not in (8, 13, 18, 23)]] = digits
-    offsets = pa.py_buffer(np.arange(len(known) + 1, dtype=np.int32) * text.shape[1])
-    found = pa.Array.from_buffers(pa.string(), len(known), [None, offsets, pa.py_buffer(text.tobytes())])
-    return pc.if_else(storage.is_valid(), found, None) if storage.null_count else found

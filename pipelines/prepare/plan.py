@@ -19,6 +19,7 @@ from model.storage.filesystems import PathLike
 from model.tables.fragments import Fragment
 from model.tables.nested import NestedSchema
 from model.tables.parquet import read_footer
+from model.tables.parquet_file import arrow_schema
 from pipelines.prepare.continuation import Continuation, continuation_of
 from pipelines.prepare.csv_events import SUFFIXES, csv_schema, file_bytes, is_csv
 from pipelines.prepare.layout import Layout, columns_named, layout_of
@@ -46,9 +47,9 @@ def plan_of(events: PathLike, settings: PrepareSettings, continue_from: PathLike
     files = event_files(events)
     footers = {file: read_footer(file) for file in files if not is_csv(file)}
     schemas = {file: csv_schema(file) for file in files if is_csv(file)}
-    schemas |= {file: NestedSchema(footer.schema.to_arrow_schema()).flat() for file, footer in footers.items()}
+    schemas |= {file: NestedSchema(arrow_schema(footer)).flat() for file, footer in footers.items()}
     left = {} if continuation is None else {file: read_footer(file) for file in continuation.files}
-    schema = _agreed(schemas, {file: footer.schema.to_arrow_schema() for file, footer in left.items()}, settings)
+    schema = _agreed(schemas, {file: arrow_schema(footer) for file, footer in left.items()}, settings)
     layout = layout_of(schema, settings, None if continuation is None else continuation.columns)
     if continuation is not None:
         layout = layout.with_context((), continuation.ends)

@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from model.errors import DataError, first_line
-from model.storage import resolve
 from model.tables import compute as pc
 from model.tables.arrow_lists import plain
 from model.tables.fragments import Fragment
 from model.tables.nested import NestedSchema
 from model.tables.parquet import batches_of, leaf_paths, undecodable
+from model.tables.parquet_file import open_parquet
 from pipelines.prepare.csv_events import csv_batches, is_csv
-from pipelines.prepare.keys import key_values, uuid_text
+from pipelines.prepare.keys import key_values
 from pipelines.prepare.layout import Layout, time_numbers
 from pipelines.quarantine import quarantined
 
@@ -70,10 +69,9 @@ class EventReader:
         if is_csv(fragment.file):
             yield from csv_batches(fragment.file, self.layout.schema)
             return
-        filesystem, inner = resolve(fragment.file)
         try:
             # Buffered, or a column's whole part of the row group would be in memory.
-            with pq.ParquetFile(inner, filesystem=filesystem, buffer_size=PAGE_BUFFER_BYTES, pre_buffer=False) as file:
+            with open_parquet(fragment.file, buffer_size=PAGE_BUFFER_BYTES, pre_buffer=False) as file:
                 group = file.metadata.row_group(fragment.row_group)
                 columns = NestedSchema(file.schema_arrow)
                 names = [name for name in self.layout.read_schema.names if name in columns]
@@ -93,8 +91,7 @@ class EventReader:
             if field.name not in batch.schema.names:  # events are no rows that an earlier preparation has left
                 columns.append(pa.nulls(batch.num_rows, field.type))
                 continue
-            column = batch.column(field.name)
-            column = uuid_text(column) if isinstance(column.type, pa.UuidType) else plain(column)
+            column = plain(batch.column(field.name))
             if field.name in self.layout.keys:
                 column, wrong = key_values(column, field.type)
                 problems |= {row: DataError(what, row=row, column=field.name) for row, what in wrong.items()}

@@ -14,6 +14,7 @@ import pyarrow.ipc
 from model.errors import DataError, StateError
 from model.scoring.scorer import Scored
 from model.tables.arrow_lists import Array, is_list, list_lengths, owner, plain, unnest
+from model.tables.keys import is_bytes, key_type
 from serve.config import LimitsConfig
 from serve.wire.arrow_stream import read_stream
 from serve.wire.errors import RequestError, row_error
@@ -69,7 +70,7 @@ class ArrowDecoder:
             cast = array.cast(wanted.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             cast = self._row_by_row(array, wanted, kind, errors)
-        for row in _non_finite(cast):
+        for row in _non_finite(cast, nan=wanted.name in self.inputs.nan_is_missing):
             errors.setdefault(
                 row, kind("must hold finite numbers, but holds NaN or an infinite one", column=wanted.name)
             )
@@ -92,18 +93,21 @@ class ArrowDecoder:
 
 def _long_strings(array: Array, most: int) -> list[int]:
     values, owners = _leaves(array)
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+    if key_type(values.type) != pa.string():
         return []
-    lengths = pc.fill_null(pc.utf8_length(values), 0).to_numpy(zero_copy_only=False)
+    # Bytes are not yet known to be text, and have as many bytes as characters or more.
+    count = pc.binary_length if is_bytes(values.type) else pc.utf8_length
+    lengths = pc.fill_null(count(values), 0).to_numpy(zero_copy_only=False)
     return _rows_of(lengths > most, owners)
 
 
-def _non_finite(array: Array) -> list[int]:
+def _non_finite(array: Array, *, nan: bool) -> list[int]:
+    """Rows that hold infinities or, where `nan` means nothing, NaN."""
     values, owners = _leaves(array)
     if not pa.types.is_floating(values.type):
         return []
-    finite = pc.fill_null(pc.is_finite(values), True).to_numpy(zero_copy_only=False)
-    return _rows_of(~finite, owners)
+    bad = pc.is_inf(values) if nan else pc.invert(pc.is_finite(values))
+    return _rows_of(pc.fill_null(bad, False).to_numpy(zero_copy_only=False), owners)
 
 
 def _leaves(array: Array) -> tuple[Array, list[np.ndarray]]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from model.tables.arrow_lists import is_list
+from model.tables.keys import key_type
 from serve.wire.errors import RequestError
 from serve.wire.inputs import check_count
 
@@ -55,7 +56,9 @@ def _check_envelopes(body: bytes) -> None:
             return
         metadata = message.metadata.to_pybytes()
         if message.type == "schema" and b"ARROW:extension:name" in metadata:
-            raise RequestError(422, "the stream must have no extension types; cast their columns to the storage type")
+            raise RequestError(
+                422, "the stream must have no extension types; cast their columns to the storage type (UUIDs: text)"
+            )
         if message.type in ("record batch", "dictionary") and _is_compressed(metadata, message.type):
             raise RequestError(422, "the stream's buffers must not be compressed; write it without compression")
 
@@ -97,22 +100,15 @@ def _check_schema(schema: pa.Schema, wanted: Collection[str]) -> None:
         if not _is_plain(each.type):
             raise RequestError(
                 422,
-                f"column {each.name!r} must hold numbers, booleans or strings, or lists of them, but its type is "
-                f"{each.type}; cast it",
+                f"column {each.name!r} must hold numbers, booleans, strings or bytes, or lists of them, but its type "
+                f"is {each.type}; cast it",
             )
 
 
 def _is_plain(arrow_type: pa.DataType) -> bool:
     if is_list(arrow_type):
         return _is_plain(arrow_type.value_type)
-    return bool(
-        pa.types.is_null(arrow_type)  # what a column of empty lists has
-        or pa.types.is_integer(arrow_type)
-        or pa.types.is_floating(arrow_type)
-        or pa.types.is_boolean(arrow_type)
-        or pa.types.is_string(arrow_type)
-        or pa.types.is_large_string(arrow_type)
-    )
+    return key_type(arrow_type) is not None
 
 
 def _validate(batch: pa.RecordBatch, body_bytes: int) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from model.columns import Numeric
 from model.errors import DataError
-from model.features.fitted_columns import FittedColumns
+from model.features.fitted_columns import FittedColumns, iterate_leaves
 from model.settings import did_you_mean
 from model.state import StateSpec
 from model.tables.arrow_lists import is_list, widened
@@ -39,12 +40,15 @@ class Inputs:
     schema: pa.Schema
     sequence: frozenset[str]
     state: StateSpec
+    nan_is_missing: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, columns: FittedColumns, state: StateSpec) -> Inputs:
         """From a fitted model's own description of its inputs."""
         fields = [pa.field(each.name, widened(each.type)) for each in columns.input_schema()]
-        return cls(pa.schema(fields), frozenset(columns.columns.data_columns("sequence")), state)
+        leaves = [leaf for _, _, leaf in iterate_leaves(columns.columns) if isinstance(leaf, Numeric)]
+        nan_is_missing = frozenset(leaf.name for leaf in leaves if leaf.nan_is_missing)
+        return cls(pa.schema(fields), frozenset(columns.columns.data_columns("sequence")), state, nan_is_missing)
 
     def unknown(self, name: str) -> DataError:
         """The error of a column that the model does not read."""

@@ -1,6 +1,6 @@
 """One JSON value held against an Arrow type: the value to store, or what is wrong with it. Knows no rows, no HTTP.
 
-pyarrow alone will not do: it turns 1.5 into the integer 1 and true into a number, and its errors name no place.
+pyarrow alone will not do: it turns 1.5 into the integer 1, and its errors name no place.
 Lists are looked at as wholes (`set(map(type, values))`); only a list with a fault is walked value by value.
 """
 
@@ -25,23 +25,27 @@ class ValueRefused(ValueError):
 
 @dataclass(frozen=True)
 class ScalarReader:
-    """A single value or null; `types` are Python's types of the JSON values that may stand there."""
+    """A single value or null, of type `kind`; `types` are Python's types of the JSON values that may stand there.
+
+    7.0 is the integer 7 and true is 1, as in training data; 7.5 is no integer.
+    """
 
     word: str
+    kind: type[str] | type[int] | type[float]
     types: frozenset[type]
     max_string_length: int
 
-    def read(self, value: object) -> Any:
-        """The value; a number as a float."""
+    def read(self, value: Any) -> Any:
+        """The value as `kind`."""
         if fault := self._fault(value):
             raise ValueRefused(fault)
-        return float(value) if float in self.types and isinstance(value, int) else value
+        return None if value is None else self.kind(value)
 
     def read_list(self, values: list[Any]) -> list[Any]:
         """Many values; the error names the first bad item."""
         types = set(map(type, values)) - _NULL
         if types <= self.types and self._fine(values, types):
-            return [self.read(value) for value in values] if float in self.types and int in types else values
+            return values if types <= {self.kind} else [self.read(value) for value in values]
         index, fault = next((i, fault) for i, value in enumerate(values) if (fault := self._fault(value)))
         raise ValueRefused(f"item {index} {fault}")
 
@@ -49,6 +53,8 @@ class ScalarReader:
         present = [value for value in values if value is not None]
         if str in types:
             return len(max(present, key=len)) <= self.max_string_length
+        if self.kind is int and not types <= {int}:
+            return not any(map(self._fault, values))
         if float in types:
             # Integers beyond the range of floats make an array of objects, and overflow there.
             array = np.array(present)
@@ -62,11 +68,20 @@ class ScalarReader:
             return f"must be {self.word}, but is {quoted(value)}"
         if isinstance(value, str) and len(value) > self.max_string_length:
             return f"must be a string of at most {self.max_string_length} characters, but has {len(value)}"
+        if self.kind is int and isinstance(value, float):
+            return _float_fault(value)
         if isinstance(value, float) and not math.isfinite(value):
             return f"must be a finite number, but is {value}"
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             return "must be an integer of at most 64 bits, but is larger"
         return None
+
+
+def _float_fault(value: float) -> str | None:
+    """Why a float is no integer."""
+    if not value.is_integer():
+        return f"must be an integer, but is {value}"
+    return "must be written without a point or exponent where it is beyond 2^53" if abs(value) > 2**53 else None
 
 
 @dataclass(frozen=True)
@@ -109,11 +124,11 @@ def reader_of(arrow_type: pa.DataType, max_string_length: int) -> ScalarReader |
         width = arrow_type.list_size if pa.types.is_fixed_size_list(arrow_type) else None
         return ListReader(reader_of(arrow_type.value_type, max_string_length), width)
     if pa.types.is_floating(arrow_type):
-        return ScalarReader("a number", frozenset({int, float}), max_string_length)
+        return ScalarReader("a number", float, frozenset({int, float, bool}), max_string_length)
     if pa.types.is_integer(arrow_type):
-        return ScalarReader("an integer", frozenset({int}), max_string_length)
+        return ScalarReader("an integer", int, frozenset({int, float, bool}), max_string_length)
     assert pa.types.is_string(arrow_type), f"a model reads numbers, integers and strings, not {arrow_type}"
-    return ScalarReader("a string", frozenset({str}), max_string_length)
+    return ScalarReader("a string", str, frozenset({str}), max_string_length)
 
 
 def quoted(value: object) -> str:

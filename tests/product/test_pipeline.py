@@ -304,7 +304,7 @@ def test_bad_rows_are_named_by_file_and_row_from_training_and_prediction(
     bad = tmp_path / "bad"
     bad.mkdir()
     pq.write_table(table, bad / "a.parquet", row_group_size=5)
-    where = rf"{bad / 'a.parquet'}, row 9, column 'x': must be finite numbers, but an entry is NaN or infinite"
+    where = rf"{bad / 'a.parquet'}, row 9, column 'x': must be finite numbers, but an entry is NaN"
     save_bundle(tmp_path / "bundle", make_bundle())
     with pytest.raises(DataError, match=where):
         predict(str(tmp_path / "bundle"), str(bad), str(tmp_path / "out"))

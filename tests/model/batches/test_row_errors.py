@@ -79,8 +79,9 @@ def error_of(rows: list[dict[str, Any]], **changed: Any) -> str:
             {"word": ["a", "b"]},
             "row 2, column 'word': the lists of a row must be equally long, but this one has 2 steps where 'id' has 1",
         ),
-        ({"x": [NAN]}, "row 2, column 'x': must be finite numbers, but an entry is NaN or infinite"),
-        ({"v": [[0, float("inf")]]}, "row 2, column 'v': must be finite numbers, but an entry is NaN or infinite"),
+        ({"x": [NAN]}, "row 2, column 'x': must be finite numbers, but an entry is NaN; `nan_is_missing: true` of this "
+                       "column, or under data, takes it for missing"),
+        ({"v": [[0, float("inf")]]}, "row 2, column 'v': must be finite numbers, but an entry is infinite"),
         ({"x": [1e39]}, "row 2, column 'x': must lie within float32's range when normalised, but an entry does not"),
         ({"age": None}, "row 2, column 'age': must not be null; declare `missing: mean` or a number for this column "
                         "to fill nulls"),

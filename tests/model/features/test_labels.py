@@ -113,8 +113,8 @@ def test_targets_become_float32(prediction: str, values: Any, kind: Any) -> None
         ),
         (
             label_of("classification", "single_value", num_classes=2),
-            pa.array([0.0, 1.0, 1.0]),
-            "column 'y': must hold strings or integers, but its type is double",
+            pa.array([0.0, 1.5, 1.0]),
+            "row 1, column 'y': a category, class or key must be a whole number or a string, but one is 1.5",
         ),
         (
             label_of("linear_regression", "multiple_value"),
@@ -239,7 +239,10 @@ def test_a_rare_class_is_a_class() -> None:
             "column 'y': classification needs at least two classes, but the training labels hold 0",
         ),
         (pa.array([[1], [2]]), "column 'y': must hold one label a step, but its entries are lists"),
-        (pa.array([0.5, 1.5]), "column 'y': must hold strings or integers, but its type is double"),
+        (
+            pa.array([0.5, 1.5]),
+            "row 0, column 'y': a category, class or key must be a whole number or a string, but one is 0.5",
+        ),
     ],
 )
 def test_labels_that_are_no_classes_are_told(entries: pa.Array, message: str) -> None:

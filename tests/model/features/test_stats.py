@@ -110,7 +110,13 @@ def test_integers_and_booleans_are_keys_too() -> None:
 @pytest.mark.parametrize(
     ("source", "values", "kind", "message"),
     [
-        (WORD, [1.5], pa.float64(), "column 'word': must hold strings or integers, but its type is double"),
+        (
+            WORD,
+            [[2.0], [1, 1.5]],
+            pa.list_(pa.float64()),
+            "row 1, column 'word': a category, class or key must be a whole number or a string, but one is 1.5",
+        ),
+        (WORD, [b"\xff"], None, "row 0, column 'word': bytes must hold text in UTF-8, but one holds b'\\xff'"),
         (WORD, [[["a"]]], None, "column 'word': must hold strings or integers, but its type is list<item: string>"),
         (
             WORD,

@@ -167,7 +167,8 @@ def test_a_bad_row_fails_alone_and_its_mates_do_not_notice(make_bundle: Any, mak
         table = spoiled(table, name, row, value)
     scored = scorer.score(table)
     assert {row: str(error) for row, error in scored.errors.items()} == {
-        0: "row 0, column 'x': must be finite numbers, but an entry is NaN or infinite",
+        0: "row 0, column 'x': must be finite numbers, but an entry is NaN; `nan_is_missing: true` of this "
+        "column, or under data, takes it for missing",
         4: "row 4, column 'kind': the lists of a row must be equally long, but this one has 1 steps where 'tags' has 5",
         5: "row 5, column 'rnn_cell_state_1': must be finite numbers, but a value is not",
     }

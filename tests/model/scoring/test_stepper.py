@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,24 @@ def test_an_event_is_encoded_as_a_step_of_a_table_is(name: str) -> None:
     for t in range(4):
         event = {column: ROWS[column].to_pylist()[0][t] for column in ROWS.column_names}
         np.testing.assert_array_equal(model.encode(event)[0], expected[t])
+
+
+@pytest.mark.parametrize("name", ["numbered", "identity", "hashed numbers", "weighted once"])
+def test_whole_numbers_of_any_type_are_the_integers_they_are(name: str) -> None:
+    model = stepper(name)
+    for value in (3.0, Decimal(3), np.float32(3)):
+        assert torch.equal(model.encode({"n": value, "a": 0.5}), model.encode({"n": 3, "a": 0.5}))
+    with pytest.raises(DataError) as raised:
+        model.encode({"n": 3.5, "a": 0.5})
+    assert (raised.value.column, raised.value.problem) == (
+        "n", "a category, class or key must be a whole number or a string, but one is 3.5",
+    )  # fmt: skip
+
+
+def test_bytes_are_the_text_they_hold() -> None:
+    for name in ("word", "hashed"):
+        model = stepper(name)
+        assert torch.equal(model.encode({"w": b"b"}), model.encode({"w": "b"}))
 
 
 @pytest.mark.parametrize("name", SOURCES)

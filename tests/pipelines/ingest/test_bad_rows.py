@@ -105,7 +105,8 @@ def test_reasons_that_differ_by_values_alone_are_one() -> None:
 # In a scan --------------------------------------------------------------------------------------------------------
 
 BAD = {
-    3: ("x", [1.0, NAN, 2.0], "must be finite numbers, but an entry is NaN or infinite"),
+    3: ("x", [1.0, NAN, 2.0], "must be finite numbers, but an entry is NaN; `nan_is_missing: true` of this column, or "
+                             "under data, takes it for missing"),
     7: ("y", [0, 1], "the lists of a row must be equally long, but this one has 2 steps where each sequence column "
                      "has 3"),
     8: ("y", [0, None, 1], "a label must not be null, but one is"),

@@ -28,6 +28,10 @@ from pipelines.predict.score_task import RowPredictor
 from pipelines.predict.state_files import FINGERPRINT
 
 NAN = float("nan")
+NAN_TOLD = (
+    "must be finite numbers, but an entry is NaN; `nan_is_missing: true` of this column, or under data, takes it for "
+    "missing"
+)
 
 
 @pytest.fixture
@@ -148,7 +152,7 @@ def test_bad_rows_are_set_aside_with_their_reason(
     assert aside["row"].to_pylist() == aside["quarantine_row"].to_pylist() == [0, 7, 19]
     assert set(aside["quarantine_file"].to_pylist()) == {str(tmp_path / "data.parquet")}
     assert set(aside["quarantine_column"].to_pylist()) == {"x"}
-    assert set(aside["quarantine_reason"].to_pylist()) == {"must be finite numbers, but an entry is NaN or infinite"}
+    assert set(aside["quarantine_reason"].to_pylist()) == {NAN_TOLD}
 
 
 def test_an_output_may_hold_no_row_at_all(run: Callable[..., pa.Table], make_table: Any) -> None:
@@ -241,7 +245,7 @@ def test_the_command_tells_of_bad_rows_and_ends_well(bundle: str, make_table: An
     pq.write_table(spoiled(make_table(lengths=[3] * 30), *range(24)), data, row_group_size=10)
     told = CliRunner().invoke(app, ["predict", bundle, str(data), str(out)], catch_exceptions=False)
     assert told.exit_code == 2
-    bad = "must be finite numbers, but an entry is NaN or infinite"
+    bad = NAN_TOLD
     way_out = "or leave such rows out with --on-bad-rows skip"
     assert f"dynamic-rnn: {data}, row 0, column 'x': {bad}; {way_out}\n" in told.stderr
     assert not list(out.glob("*.parquet"))

@@ -94,6 +94,26 @@ def test_numbers_keep_the_precision_that_normalising_needs() -> None:
     assert decode(features(load=[[second, 0, 0]], char=["a"])).table.column("load").to_pylist() == [[[second, 0, 0]]]
 
 
+def test_whole_floats_and_booleans_are_the_integers_they_are_by_both_doors() -> None:
+    request = decode(features(kind=3.0), features(kind=True), features(load=[[True, 2, 3], [4.0, 5, False]]))
+    assert request.errors == {}
+    assert request.table.column("kind").to_pylist() == [3, 1, GOOD["kind"]]
+    assert request.table.column("load").to_pylist()[2] == [[1.0, 2.0, 3.0], [4.0, 5.0, 0.0]]
+    for values, kind in (([3.0, 1.0], None), ([3, 1], pa.decimal128(38, 0))):
+        assert decode_arrow(with_column("kind", values, kind)).table.column("kind").to_pylist() == [3, 1]
+    assert decode_arrow(with_column("kind", [True, False])).table.column("kind").to_pylist() == [1, 0]
+
+
+def test_bytes_are_text_in_arrow_requests() -> None:
+    held = pa.array([b"a", b"b", b"\xff", b"b", b"a" * 11, b"b"])
+    request = decode_arrow(good_table(3).set_column(0, "char", pa.ListArray.from_arrays([0, 2, 4, 6], held)))
+    assert request.table.column("char").to_pylist() == [["a", "b"]]
+    assert {row: told(error).partition(":")[0] for row, error in request.errors.items()} == {
+        1: "column 'char'",
+        2: "column 'char'",
+    }
+
+
 def test_one_event_and_no_event_are_sequences() -> None:
     request = decode(features(char=["a"], load=[[1, 2, 3]]), features(char=[], load=[]))
     assert request.errors == {}
@@ -116,7 +136,8 @@ JSON_FAULTS = [
     (features(char=["a", "b" * 11]), "column 'char': item 1 must be a string of at most 10 characters, but has 11"),
     (features(package=7), "column 'package': must be a string, but is 7"),
     (features(kind=1.5), "column 'kind': must be an integer, but is 1.5"),
-    (features(kind=True), "column 'kind': must be an integer, but is true"),
+    (features(kind="7"), "column 'kind': must be an integer, but is '7'"),
+    (features(kind=2.0**60), "column 'kind': must be written without a point or exponent where it is beyond 2^53"),
     (features(kind=2**63), "column 'kind': must be an integer of at most 64 bits, but is larger"),
     (
         features(load=[[1, 2, 3], [1, 2]]),
@@ -289,7 +310,7 @@ def test_arrow_values_that_would_lose_something_are_errors_of_their_rows() -> No
         (
             with_column("package", ["os"]).set_column(2, "package", pa.array(["os"]).dictionary_encode()),
             422,
-            "column 'package' must hold numbers, booleans or strings, or lists of them, but its type is "
+            "column 'package' must hold numbers, booleans, strings or bytes, or lists of them, but its type is "
             "dictionary<values=string, indices=int32, ordered=0>; cast it",
         ),
         (
