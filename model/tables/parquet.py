@@ -35,8 +35,7 @@ if TYPE_CHECKING:  # loaded by the functions that use it: a quarter of what `fro
 _EXTENSION_FAULTS = (ValueError, TypeError, KeyError, IndexError, AttributeError)
 _Read = TypeVar("_Read")
 
-VALUE_BYTES = 4  # at least, once decoded
-MOST_SIZED_COLUMNS = 10_000  # chunks of columns a file: of more, to ask each takes longer than it is worth
+VALUE_BYTES = 8  # a row has at least, once decoded: a footer says what dictionaries and runs take
 FOOTER_THREADS = 16  # footers wait for disks and networks rather than for processors
 
 
@@ -154,9 +153,7 @@ def _footer_of(file: str, parts: Partitions, where: Filter | None) -> _Footer:
     schema = NestedSchema(arrow_schema(metadata))
     partitions = parts.beside(schema.schema.names)
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    nbytes = sum(
-        map(_decoded_bytes if len(groups) * metadata.num_columns <= MOST_SIZED_COLUMNS else _stored_bytes, groups)
-    )
+    nbytes = sum(max(group.total_byte_size, VALUE_BYTES * group.num_rows) for group in groups)
     prepared = prepared_of(metadata.metadata, file)
     footer = _Footer(file, schema, [group.num_rows for group in groups], partitions, None, nbytes, prepared)
     if where is None or not all(map(footer.has, where.columns)):  # a missing one is told later
@@ -170,17 +167,6 @@ def _footer_of(file: str, parts: Partitions, where: Filter | None) -> _Footer:
         return replace(footer, kept=kept_row_groups(where, filesystem, inner, types, partitions))
     except DataError as error:
         raise error.located(file=file) from error.__cause__
-
-
-def _stored_bytes(group: Any) -> int:
-    """A row group's bytes once decompressed: of repeated values, a dictionary and codes of a few bits."""
-    return int(group.total_byte_size)
-
-
-def _decoded_bytes(group: Any) -> int:
-    """The same, with no less than VALUE_BYTES for each value."""
-    columns = (group.column(number) for number in range(group.num_columns))
-    return sum(max(column.total_uncompressed_size, VALUE_BYTES * column.num_values) for column in columns)
 
 
 def _check_columns(

@@ -253,7 +253,7 @@ def test_partition_keys_are_context_features(tmp_path: Path) -> None:
 
 
 def test_a_partition_key_is_of_integers_if_all_of_its_values_are(tmp_path: Path) -> None:
-    for name in ("n=1/m=1", "n=02/m=x", "n=-3/m=2", "n=__HIVE_DEFAULT_PARTITION__/m=3"):
+    for name in ("n=1/m=1", "n=2/m=x", "n=-3/m=2", "n=__HIVE_DEFAULT_PARTITION__/m=3"):
         write(tmp_path / name / "a.parquet", {"x": pa.int8()}, {"x": [1, 2]})
     tables = [read_fragment(fragment, ["m", "n"]) for fragment in find_fragments(tmp_path, ["m", "n"])]
     rows = [row for table in tables for row in table.to_pylist()]

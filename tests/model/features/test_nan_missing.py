@@ -125,7 +125,7 @@ def test_a_run_takes_nan_for_missing_in_all_its_numbers_and_its_model_knows(tmp_
         fit_data(run_of(tmp_path, {}, {}))
     assert str(raised.value) == (
         f"{tmp_path}/a.parquet, row 0, column 'x': must be finite numbers, but an entry is NaN; `nan_is_missing: true` "
-        f"of this column, or under data, takes it for missing"
+        f"of this column, or under data, takes it for missing; or leave such rows out with data.on_bad_rows=skip"
     )
 
 
