@@ -6,28 +6,44 @@ May import: pipelines.ingest, pipelines.quarantine, pipelines.tasks, model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from model.batches.encode import encode_rows
-from model.bundle.run_directory import resolve_bundle
+from model.bundle.run_directory import data_choices, resolve_bundle
 from model.errors import ConfigError, DataError
+from model.features.labels import FittedLabel
 from model.registry import import_plugins
 from model.scan.bad_rows import Reason, find_bad_rows, merged_reasons, reasons_of
 from model.scan.needed_columns import optional_columns, read_columns
 from model.scoring.metrics import MetricState, merged, results
+from model.state import STATE_PREFIX, STATES_CURE, check_own_states, state_schemas
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
-from model.tables.parquet import find, first_row, is_stored, read_fragment
+from model.tables.parquet import Found, find, first_row, is_stored, read_fragment
 from pipelines.ingest.row_counts import RowCounts
-from pipelines.quarantine import Quarantine
-from pipelines.tasks.map import over_fragments
+from pipelines.quarantine import Quarantine, with_way_out
 
+OnBadRows = Literal["error", "skip"]
 BAD_ROWS, FILTERED_ROWS = "bad_rows", "filtered_rows"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A checked evaluation: what is evaluated on what, and what is done with bad rows and initial states."""
+
+    bundle: str
+    label: FittedLabel
+    found: Found
+    plugins: tuple[str, ...]
+    where: Filter | None
+    skip: bool
+    quarantine: str | None
+    reads_states: bool
 
 
 def evaluate(
@@ -37,41 +53,97 @@ def evaluate(
     plugins: tuple[str, ...] = (),
     progress: Callable[[int, int], None] | None = None,
     filter: str | None = None,
-    on_bad_rows: Literal["error", "skip"] = "error",
+    on_bad_rows: OnBadRows | None = None,
     quarantine: str | None = None,
     on_report: Callable[[RowCounts], None] | None = None,
+    initial_states: Literal["read", "ignore"] | None = None,
+    unbound_states: bool = False,
 ) -> dict[str, float]:
     """Metrics of a bundle (or a run's best) over all rows under `data`; see `model.scoring.metrics.results`.
 
     With `filter` they are those of the rows that it keeps, and `filtered_rows` counts the others. With
     `on_bad_rows="skip"` bad rows are left out, counted in `bad_rows` and written to the directory `quarantine`, if one
-    is named; `on_report` is told why. DataError names file, row and column; CheckpointError when the bundle is damaged.
-    """
-    from model.bundle.bundle import load_bundle
+    is named; `on_report` is told why. Rows begin with the states that the data hold, which must be the model's own by
+    the files' metadata or, with `unbound_states`, by your word; `initial_states="ignore"` leaves them out. What is not
+    given is as the run has it that the bundle lies in, else "error" and "read".
 
-    if quarantine is not None and on_bad_rows == "error":
-        raise ConfigError("a quarantine is for on_bad_rows='skip'; with 'error' a bad row ends the evaluation")
+    DataError names file, row and column; CheckpointError when the bundle is damaged; ConfigError for states of another
+    model.
+    """
+    planned = plan_evaluation(
+        bundle,
+        data,
+        plugins=plugins,
+        filter=filter,
+        on_bad_rows=on_bad_rows,
+        quarantine=quarantine,
+        initial_states=initial_states,
+        unbound_states=unbound_states,
+    )
+    return run_evaluation(planned, progress, on_report)
+
+
+def plan_evaluation(
+    bundle: str,
+    data: str,
+    *,
+    plugins: tuple[str, ...] = (),
+    filter: str | None = None,
+    on_bad_rows: OnBadRows | None = None,
+    quarantine: str | None = None,
+    initial_states: Literal["read", "ignore"] | None = None,
+    unbound_states: bool = False,
+) -> Evaluation:
+    """What `evaluate` is going to do; its errors, as far as footers tell. Starts no Ray."""
+    from model.bundle.bundle import load_bundle, state_spec
+
     import_plugins(plugins)
     path = resolve_bundle(bundle)
+    chosen = data_choices(path, on_bad_rows=on_bad_rows, initial_states=initial_states)
+    if quarantine is not None and chosen.on_bad_rows == "error":
+        raise ConfigError("a quarantine is for on_bad_rows='skip'; with 'error' a bad row ends the evaluation")
     loaded = load_bundle(path)
     where = None if filter is None else Filter(filter)
-    found = find(data, read_columns(loaded.config), optional=optional_columns(loaded.config), where=where)
-    arguments = (path, plugins, where, on_bad_rows == "skip", quarantine)
+    beside = STATE_PREFIX if chosen.initial_states == "read" else None
+    optional = optional_columns(loaded.config)
+    found = find(data, read_columns(loaded.config), optional=optional, where=where, beside=beside)
+    states = state_schemas(found.beside)
+    check_own_states(
+        states,
+        state_spec(loaded),
+        loaded.fingerprint,
+        unbound=unbound_states,
+        cure=STATES_CURE,
+        shape_cure=f"; {STATES_CURE}",
+    )
+    return Evaluation(path, loaded.label, found, plugins, where, chosen.on_bad_rows == "skip", quarantine, bool(states))
+
+
+def run_evaluation(
+    planned: Evaluation,
+    progress: Callable[[int, int], None] | None = None,
+    on_report: Callable[[RowCounts], None] | None = None,
+) -> dict[str, float]:
+    """The metrics, on the Ray that this process uses."""
+    from pipelines.tasks.map import over_fragments  # imports Ray, whose environment must be set before
+
+    found = planned.found
     parts: list[dict[str, Any]] = []
-    for part in over_fragments(FragmentEvaluator, arguments, found.fragments):
+    task = replace(planned, found=Found([]))  # each is told its own row group
+    for part in over_fragments(FragmentEvaluator, (task,), found.fragments):
         parts.append(part)
         if progress is not None:
             progress(len(parts), len(found.fragments))
     reasons = merged_reasons(Reason(**reason) for part in parts for reason in part["reasons"])
     filtered = found.excluded_rows + sum(part["filtered"] for part in parts)
-    metrics = results(loaded.label, merged(part["metrics"] for part in parts))
+    metrics = results(planned.label, merged(part["metrics"] for part in parts))
     bad = sum(reason.rows for reason in reasons)
     if on_report is not None:
         rows = found.excluded_rows + sum(fragment.rows for fragment in found.fragments)
         on_report(RowCounts(rows, rows - filtered - bad, filtered, bad, found.excluded_files, reasons))
-    if where is not None:
+    if planned.where is not None:
         metrics[FILTERED_ROWS] = filtered
-    if on_bad_rows == "skip":
+    if planned.skip:
         metrics[BAD_ROWS] = bad
     return metrics
 
@@ -79,32 +151,26 @@ def evaluate(
 class FragmentEvaluator:
     """Holds the model; gives the metric sums of a fragment, and what became of its rows."""
 
-    def __init__(
-        self,
-        bundle: str,
-        plugins: tuple[str, ...],
-        where: Filter | None,
-        skip: bool,
-        quarantine: str | None,
-        *,
-        device: str,
-    ) -> None:
+    def __init__(self, planned: Evaluation, *, device: str) -> None:
         from model.bundle.bundle import load_bundle
 
-        import_plugins(plugins)
-        self.bundle = load_bundle(bundle)
+        import_plugins(planned.plugins)
+        self.bundle = load_bundle(planned.bundle)
         self.network = self.bundle.network().to(device)
-        self.where = where
-        self.skip = skip
-        self.quarantine = None if quarantine is None else Quarantine(quarantine)
+        self.where = planned.where
+        self.skip = planned.skip
+        self.quarantine = None if planned.quarantine is None else Quarantine(planned.quarantine)
+        self.states = self.network.state_spec() if planned.reads_states else None
 
     def __call__(self, fragment: Fragment) -> dict[str, Any]:
         names = [*read_columns(self.bundle.config), *(self.where.columns if self.where is not None else ())]
         try:
-            table = read_fragment(fragment, names)
+            table = read_fragment(fragment, [*names, *(() if self.states is None else self.states.names)])
         except DataError as error:
-            if not self.skip or not is_stored(fragment):
+            if not is_stored(fragment):
                 raise
+            if not self.skip:
+                raise with_way_out(error) from error.__cause__
             reason = Reason(error.problem, None, fragment.rows, fragment.file, None)
             return {"metrics": {}, "filtered": 0, "reasons": [asdict(reason)]}
         try:
@@ -120,8 +186,10 @@ class FragmentEvaluator:
             metrics = self._metrics(used)
         except DataError as error:
             if not self.skip:
-                row = None if error.row is None else int(rows[error.row])
-                raise DataError(error.problem, row=row, column=error.column) from error.__cause__
+                if error.row is None:
+                    raise
+                here = DataError(error.problem, row=int(rows[error.row]), column=error.column)
+                raise with_way_out(here) from error.__cause__
             errors = {int(rows[row]): each for row, each in find_bad_rows(used, self._encode).items()}
             if self.quarantine is not None:
                 self.quarantine(fragment, errors)
@@ -130,11 +198,11 @@ class FragmentEvaluator:
         return {"metrics": metrics, "filtered": filtered, "reasons": [asdict(reason) for reason in reasons]}
 
     def _encode(self, table: pa.Table) -> object:
-        return encode_rows(table, self.bundle.columns, self.bundle.label)
+        return encode_rows(table, self.bundle.columns, self.bundle.label, self.states)
 
     def _metrics(self, table: pa.Table) -> MetricState:
         from model.scoring.metrics import table_metrics
 
         if not table.num_rows:
             return {}
-        return table_metrics(self.network, self.bundle.columns, self.bundle.label, table)
+        return table_metrics(self.network, self.bundle.columns, self.bundle.label, table, self.states)

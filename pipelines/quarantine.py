@@ -24,6 +24,12 @@ FILE, ROW, COLUMN, REASON = "quarantine_file", "quarantine_row", "quarantine_col
 ROWS = "quarantine_rows"  # of what stands for a whole row group: how many rows it had
 
 
+def with_way_out(error: DataError) -> DataError:
+    """The error of a bad row, or of a row group that cannot be decoded, with the option that leaves it out."""
+    problem = f"{error.problem}; --on-bad-rows skip leaves such rows out"
+    return type(error)(problem, file=error.file, row=error.row, column=error.column)
+
+
 def quarantined(table: pa.Table, errors: Mapping[int, DataError], *, file: str, first_row: int) -> pa.Table:
     """The bad rows of `table` and four columns more: file, row in that file, column (null: the row), and reason.
 

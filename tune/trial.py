@@ -114,11 +114,13 @@ def train_here(config: RunConfig, tuning: TuneConfig, run: RunConfig, settings: 
         loop.job_on(
             run,
             prepared,
-            batches=partial(direct_batches, RowReader(prepared.columns, prepared.label), device=device),
+            batches=partial(
+                direct_batches, RowReader(prepared.columns, prepared.label, prepared.state_spec), device=device
+            ),
             report=partial(report_to_tune, tuning),
             device=device,
             resume=loaded(ray.tune.get_checkpoint()),
-            provenance=provenance(run) | {"trial": settings},
+            provenance=provenance(run) | prepared.provenance | {"trial": settings},
         )
     )
 
@@ -178,14 +180,15 @@ def worker_job(given: dict[str, Any], heartbeat: Heartbeat) -> Job:
     config = run_config(given["sweep"], where="the sweep's run.yaml")
     tuning = tune_config(config)
     run = trial_run(config, tuning, given["settings"])
+    prepared = load_fitted(config.directory)
     return rank_job(
         run,
-        load_fitted(config.directory),
+        prepared,
         heartbeat,
         gpu=given["cuda"],
         report=partial(report_to_train, tuning, heartbeat.at_sync_point(ray.train.report)),
         resume=loaded(ray.train.get_checkpoint()),
-        provenance=provenance(run) | {"trial": given["settings"]},
+        provenance=provenance(run) | prepared.provenance | {"trial": given["settings"]},
     )
 
 

@@ -24,6 +24,7 @@ from model.scan.bad_rows import Reason, common_widths, find_bad_rows, reasons_of
 from model.scan.needed_columns import read_columns
 from model.scan.row_checks import checked_stats
 from model.scan.split import SplitBy, training_rows
+from model.state import StateSpec
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
@@ -93,12 +94,14 @@ def scan_fragment(
     fit: bool,
     where: Filter | None = None,
     on_bad: OnBad | None = None,
+    states: StateSpec | None = None,
 ) -> FragmentScan:
     """Reads the columns a model needs and scans the rows that `where` keeps; errors name the file and the row in it.
 
-    With `on_bad`, bad rows are left out and handed to it; a row group whose pages are damaged is left out as a whole.
+    Where the file has `states`, they are checked, too. With `on_bad`, bad rows are left out and handed to it; a row
+    group whose pages are damaged is left out as a whole.
     """
-    names = [*read_columns(config), *(where.columns if where is not None else ())]
+    names = [*read_columns(config), *(where.columns if where is not None else ()), *(states.names if states else ())]
     if split is not None and split.key is not None:
         names.append(split.key)
     try:
@@ -108,7 +111,7 @@ def scan_fragment(
             raise
         return _unreadable(fragment, config, split, error)
     try:
-        return _scan_used(table, fragment, config, split, fit=fit, where=where, on_bad=on_bad)
+        return _scan_used(table, fragment, config, split, fit=fit, where=where, on_bad=on_bad, states=states)
     except DataError as error:
         raise error.located(file=fragment.file, first_row=first_row(fragment)) from error.__cause__
 
@@ -135,16 +138,17 @@ def _scan_used(
     fit: bool,
     where: Filter | None,
     on_bad: OnBad | None,
+    states: StateSpec | None,
 ) -> FragmentScan:
     """The scan of the rows that are kept and not bad, spread over all rows. A DataError's row is that of `table`."""
     rows = np.arange(table.num_rows) if where is None else np.flatnonzero(kept_rows(where, table))
     reasons: tuple[Reason, ...] = ()
     try:
-        scan = _scan_rows(table, rows, fragment, config, split, fit=fit)
+        scan = _scan_rows(table, rows, fragment, config, split, fit=fit, states=states)
     except DataError:
         if on_bad is None:
             raise
-        errors = _bad_rows(table, rows, config)
+        errors = _bad_rows(table, rows, config, states)
         on_bad(fragment, errors)
         reasons = reasons_of(errors, fragment.file, first_row(fragment))
         rows = rows[~np.isin(rows, list(errors))]
@@ -161,21 +165,33 @@ def _scan_used(
 
 
 def _scan_rows(
-    table: pa.Table, rows: np.ndarray, fragment: Fragment, config: ModelConfig, split: SplitBy | None, *, fit: bool
+    table: pa.Table,
+    rows: np.ndarray,
+    fragment: Fragment,
+    config: ModelConfig,
+    split: SplitBy | None,
+    *,
+    fit: bool,
+    states: StateSpec | None = None,
 ) -> FragmentScan:
     place = f"{fragment.file.removeprefix(split.root if split else '')}#{fragment.row_group}"
+    used = _taken(table, rows)
     try:
-        return scan_table(_taken(table, rows), config, split, fit=fit, place=place, rows=rows)
+        if states is not None:
+            states.from_arrow(used)
+        return scan_table(used, config, split, fit=fit, place=place, rows=rows)
     except DataError as error:
         raise _at(error, rows) from error.__cause__
 
 
-def _bad_rows(table: pa.Table, rows: np.ndarray, config: ModelConfig) -> dict[int, DataError]:
+def _bad_rows(table: pa.Table, rows: np.ndarray, config: ModelConfig, states: StateSpec | None) -> dict[int, DataError]:
     """The errors of those of the `rows` of a table that are bad, by their place in it."""
     used = SequenceTable.of(_taken(table, rows), config.columns)
     widths = common_widths(used, config)
 
     def check(part: pa.Table) -> None:
+        if states is not None:
+            states.from_arrow(part)
         checked_stats(SequenceTable(part, config.columns), config, widths)
 
     return {int(rows[row]): error for row, error in find_bad_rows(used.table, check).items()}

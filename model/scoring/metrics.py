@@ -17,6 +17,7 @@ from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel, ProblemType
 from model.network import heads
 from model.network.network import RnnNetwork
+from model.state import StateSpec
 
 MetricState = dict[str, float]
 
@@ -81,9 +82,18 @@ def results(label: FittedLabel, state: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def table_metrics(network: RnnNetwork, columns: FittedColumns, label: FittedLabel, table: pa.Table) -> MetricState:
-    """The sums of `model.scoring.metrics` over a table's rows. DataError's row is the row in the table."""
-    rows = encode_rows(table, columns, label)
+def table_metrics(
+    network: RnnNetwork,
+    columns: FittedColumns,
+    label: FittedLabel,
+    table: pa.Table,
+    states: StateSpec | None = None,
+) -> MetricState:
+    """The sums of `model.scoring.metrics` over a table's rows, from the `states` that it holds, or from zero.
+
+    DataError's row is the row in the table.
+    """
+    rows = encode_rows(table, columns, label, states)
     return merged(_sums(network, label, batch) for batch in length_batches(rows))
 
 

@@ -5,9 +5,9 @@ Knows no Ray: the data tasks of a cluster and the estimator on one machine call 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,6 +39,7 @@ class Found:
     """The row groups under a path, their bytes once decompressed, and what a filter left out unread: files and rows.
 
     `prepared` is what `prepare` tells of the files, each different answer once; empty for files that others wrote.
+    `beside` has the columns that were looked for by their prefix, of each file that has some, and its metadata.
     """
 
     fragments: list[Fragment]
@@ -46,6 +47,7 @@ class Found:
     excluded_rows: int = 0
     nbytes: int = 0
     prepared: tuple[Prepared, ...] = ()
+    beside: Mapping[str, pa.Schema] = field(default_factory=dict)
 
 
 def find_fragments(
@@ -62,6 +64,7 @@ def find(
     optional: Sequence[str] = (),
     where: Filter | None = None,
     agreement: SchemaAgreement | None = None,
+    beside: str | None = None,
 ) -> Found:
     """The non-empty row groups of all files under `path`, in (file, row group) order.
 
@@ -69,7 +72,7 @@ def find(
     before anything is computed. Columns may stand in the files or in their paths (`model.tables.hive_paths`); those
     that are `optional` may be missing in some files, but not in all. Of the files and row groups that `where` excludes
     by paths and statistics, nothing more is read. An `agreement` holds the types of other paths, with which these files
-    must agree, too, as files of one data set do; it takes theirs.
+    must agree, too, as files of one data set do; it takes theirs. What begins with the prefix `beside` may be there.
     """
     files = find_files(path)
     parts = partitions_of(path, files)
@@ -88,7 +91,19 @@ def find(
         raise _nothing_left(path, where, excluded=bool(rows or excluded))
     left_out = rows - sum(fragment.rows for fragment in fragments)
     prepared = tuple(dict.fromkeys(footer.prepared for footer in footers if footer.prepared is not None))
-    return Found(fragments, excluded, left_out, sum(footer.nbytes for footer in footers), prepared)
+    nbytes = sum(footer.nbytes for footer in footers)
+    return Found(fragments, excluded, left_out, nbytes, prepared, _beside(beside, footers, fragments))
+
+
+def _beside(prefix: str | None, footers: Sequence[_Footer], fragments: Sequence[Fragment]) -> dict[str, pa.Schema]:
+    """By file, of those that are read: the columns that begin with the prefix, under the metadata of the file."""
+    found, read = {}, {fragment.file for fragment in fragments}
+    for footer in footers if prefix is not None else ():
+        fields = [each for each in footer.schema if each.name.startswith(prefix)]
+        if fields and footer.file in read:
+            _refuse_repeated(footer, [each.name for each in fields])
+            found[footer.file] = pa.schema(fields, footer.schema.metadata)
+    return found
 
 
 def of_each_file(read: Callable[..., _Read], files: Sequence[str], *arguments: Iterable[Any]) -> list[_Read]:

@@ -20,45 +20,78 @@ class BadRows(StrEnum):
     SKIP = "skip"
 
 
+class InitialStates(StrEnum):
+    """What to do with states in the data."""
+
+    READ = "read"
+    IGNORE = "ignore"
+
+
+StatesInData = Annotated[
+    InitialStates | None,
+    typer.Option("--initial-states", help="rows begin with the data's rnn_cell_state_i, or not; default: as the run"),
+]
+UnboundStates = Annotated[
+    bool, typer.Option("--unbound-states", help="states that name no model are this one's: you know it")
+]
+
+
 def evaluate(
     context: typer.Context,
     bundle: BundlePath,
     data: DataPath,
     on_bad_rows: Annotated[
-        BadRows, typer.Option("--on-bad-rows", help="stop at the first, or leave them out and count them")
-    ] = BadRows.ERROR,
+        BadRows | None,
+        typer.Option("--on-bad-rows", help="stop at the first, or leave them out and count them; default: as the run"),
+    ] = None,
     quarantine: Annotated[
         str | None, typer.Option("--quarantine", metavar="DIRECTORY", help="for the bad rows, each with the reason")
     ] = None,
     only: Annotated[
         str | None, typer.Option("--filter", metavar="EXPRESSION", help="rows to keep, such as \"country == 'DE'\"")
     ] = None,
+    initial_states: StatesInData = None,
+    unbound_states: UnboundStates = False,
     plugin: Plugins = None,
     address: Address = None,
 ) -> None:
     """Metrics of a bundle over every row, each counted once."""
-    check_inputs(bundle, data)
-    choices = {"plugins": tuple(plugin or ()), "on_bad_rows": on_bad_rows.value, "filter": only}
+    choices = {
+        "plugins": tuple(plugin or ()),
+        "on_bad_rows": on_bad_rows,
+        "filter": only,
+        "quarantine": quarantine,
+        "initial_states": initial_states,
+        "unbound_states": unbound_states,
+    }
+    evaluation = _planned_evaluation(bundle, data, **choices)
     with ray_for(context, local_cpus(), address):
-        evaluate_data(context.obj, bundle, data, quarantine=quarantine, **choices)
+        _show_metrics(context.obj, f"{bundle} on {data}", evaluation)
 
 
-def check_inputs(bundle: str, data: str) -> None:
-    """Tells a wrong path at once, before Ray starts."""
+def _planned_evaluation(bundle: str, data: str, **choices: Any) -> Any:
+    """A checked evaluation: mistakes are told before Ray starts."""
     from model.bundle.run_directory import resolve_bundle
     from model.storage import find_files
 
     resolve_bundle(bundle)
-    find_files(data)
+    find_files(data)  # a wrong path is told before torch is loaded
+    from pipelines.evaluate import plan_evaluation
+
+    return plan_evaluation(bundle, data, **choices)
 
 
-def evaluate_data(console: Console, bundle: str, data: str, **choices: Any) -> dict[str, float]:
+def evaluate_data(console: Console, bundle: str, data: str) -> dict[str, float]:
     """Evaluates and shows the metrics."""
-    from pipelines.evaluate import evaluate as evaluate_rows
+    return _show_metrics(console, f"{bundle} on {data}", _planned_evaluation(bundle, data))
+
+
+def _show_metrics(console: Console, title: str, evaluation: Any) -> dict[str, float]:
+    from pipelines.evaluate import run_evaluation
 
     with console.counting("evaluating row groups") as progress:
-        metrics = evaluate_rows(bundle, data, progress=progress, **choices)
-    console.table(f"{bundle} on {data}", metrics)
+        metrics = run_evaluation(evaluation, progress)
+    console.table(title, metrics)
     return metrics
 
 
@@ -89,8 +122,13 @@ def predict(
         bool, typer.Option("--states-only", help="write the keys' states alone, into OUTPUT, as after a retrain")
     ] = False,
     on_bad_rows: Annotated[
-        BadRows, typer.Option("--on-bad-rows", help="stop at the first, or set them aside in OUTPUT/_quarantine")
-    ] = BadRows.ERROR,
+        BadRows | None,
+        typer.Option(
+            "--on-bad-rows", help="stop at the first, or set them aside in OUTPUT/_quarantine; default: as the run"
+        ),
+    ] = None,
+    initial_states: StatesInData = None,
+    unbound_states: UnboundStates = False,
     plugin: Plugins = None,
     address: Address = None,
 ) -> None:
@@ -113,7 +151,9 @@ def predict(
         "state_from": state_from,
         "states_to": states_to,
         "states_only": states_only,
-        "on_bad_rows": on_bad_rows.value,
+        "on_bad_rows": on_bad_rows,
+        "initial_states": initial_states,
+        "unbound_states": unbound_states,
     }
     prediction = planned(bundle, data, output, **choices)
     with ray_for(context, local_cpus(), address):
@@ -146,7 +186,7 @@ def show_prediction(console: Console, prediction: Any) -> Any:
         console.say(f"{result.bad_rows} bad rows were set aside, each with the reason: {result.quarantine}")
     if result.files:
         there = f" ({result.skipped_files} were there)" if result.skipped_files else ""
-        console.say(f"{result.rows} rows in {result.files} files{there}: {result.directory}")
+        console.say(f"{result.written_rows} rows in {result.files} files{there}: {result.directory}")
     if result.states is not None:
         console.say(f"states of {result.entities} keys: {result.states}")
     return result

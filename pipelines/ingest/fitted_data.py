@@ -14,8 +14,10 @@ from model.bundle.run_directory import COLUMNS, ROW_COUNTS, TRAIN_INDEX, VALIDAT
 from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
 from model.settings import build
+from model.state import StateSpec
 from model.storage import exists, join, read_bytes, write_bytes
 from model.tables.fragments import Fragment
+from pipelines.ingest.initial_states import InitialStates
 from pipelines.ingest.row_counts import RowCounts
 
 
@@ -24,7 +26,7 @@ class FittedData:
     """Fitted columns and label, and the indexes of training and (possibly no) validation rows.
 
     `report` is `model.scan.fit_report`'s; empty where an earlier version has stored none. `rows` says what became of
-    the rows of both.
+    the rows of both. `states` are what rows begin with; None where an earlier version, which read none, has stored it.
     """
 
     columns: FittedColumns
@@ -33,6 +35,17 @@ class FittedData:
     validation: DataIndex | None
     report: dict[str, Any] = field(default_factory=dict, compare=False)
     rows: RowCounts = field(default_factory=RowCounts, compare=False)
+    states: InitialStates | None = None
+
+    @property
+    def state_spec(self) -> StateSpec | None:
+        """Of the states that rows bring; None where they bring none."""
+        return None if self.states is None else self.states.spec
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a bundle says of the data."""
+        return {} if self.states is None else self.states.provenance
 
 
 def save_fitted(directory: str, prepared: FittedData) -> None:
@@ -50,6 +63,8 @@ def save_fitted(directory: str, prepared: FittedData) -> None:
         "report": prepared.report,
         "rows": prepared.rows.to_plain(),
     }
+    if prepared.states is not None:
+        description["states"] = prepared.states.to_plain()
     rows = json.dumps(description["rows"], ensure_ascii=False, indent=2)
     write_bytes(join(directory, ROW_COUNTS), rows.encode())
     write_bytes(join(directory, COLUMNS), json.dumps(description, ensure_ascii=False).encode())
@@ -71,6 +86,7 @@ def load_fitted(directory: str) -> FittedData:
         _read_index(join(directory, VALIDATION_INDEX)) if description["validation"] else None,
         description.get("report", {}),
         RowCounts.from_plain(description["rows"]) if "rows" in description else RowCounts(),
+        InitialStates.from_plain(description["states"]) if "states" in description else None,
     )
 
 

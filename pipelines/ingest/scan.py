@@ -20,12 +20,14 @@ from model.scan.fragment_scan import FragmentScan
 from model.scan.needed_columns import optional_columns, read_columns
 from model.scan.split import SplitBy
 from model.scan.split_comparison import Comparison
+from model.state import STATE_PREFIX, StateSpec
 from model.storage import join, remove_tree, search_root
 from model.tables.fragments import Fragment
 from model.tables.parquet import find
 from model.tables.schema_agreement import SchemaAgreement
 from pipelines.config import RunConfig
 from pipelines.ingest.fitted_data import FittedData
+from pipelines.ingest.initial_states import StatesFound
 from pipelines.ingest.read_task import FEW_FRAGMENTS
 from pipelines.ingest.row_counts import RowCounts
 from pipelines.ingest.scan_task import ScanTask
@@ -46,14 +48,16 @@ def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
     optional, where = optional_columns(config.model), config.data.where
     paths = [path for path in (config.data.train, config.data.validation) if path is not None]
     agreement = SchemaAgreement()
-    found = [find(path, names, optional=optional, where=where, agreement=agreement) for path in paths]
+    beside = STATE_PREFIX if config.data.initial_states == "read" else None
+    found = [find(path, names, optional=optional, where=where, agreement=agreement, beside=beside) for path in paths]
+    states = StatesFound(config.model, found)
     model = with_file_keys(config.model, agreement.types)
     fragments, other = found[0].fragments, found[1].fragments if len(found) > 1 else []
     split = _split_by(config, fragments) if splits else None
     remove_tree(join(config.directory, QUARANTINE))  # what an earlier scan has left
     order = OrderedMerge()
     compared = Comparison(model, order, len(fragments), config.data.validation)
-    task = scan_task(fragments + other, config, model, split)
+    task = scan_task(fragments + other, config, model, split, states.early)
     nbytes, count = sum(each.nbytes for each in found), len(task.fragments)
     here = nbytes <= SMALL_BYTES and count <= FEW_FRAGMENTS
     scans = collected(scanned_here(task) if here else scanned(task, nbytes), count, order, compared, progress)
@@ -66,7 +70,7 @@ def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
     if split is not None:
         index, validation = split_index(index, scans)
     report = report_of(columns, label, order.total)
-    return _checked(config, FittedData(columns, label, index, validation, report, rows))
+    return _checked(config, FittedData(columns, label, index, validation, report, rows, states.fitted(columns)))
 
 
 def _split_by(config: RunConfig, fragments: Sequence[Fragment]) -> SplitBy:
@@ -103,10 +107,16 @@ def _checked(config: RunConfig, prepared: FittedData) -> FittedData:
     return prepared
 
 
-def scan_task(fragments: Sequence[Fragment], config: RunConfig, model: ModelConfig, split: SplitBy | None) -> ScanTask:
-    """What scans any of the fragments; statistics by `model`."""
+def scan_task(
+    fragments: Sequence[Fragment],
+    config: RunConfig,
+    model: ModelConfig,
+    split: SplitBy | None,
+    states: StateSpec | None = None,
+) -> ScanTask:
+    """What scans any of the fragments; statistics by `model`. Rows may bring `states`."""
     quarantine = join(config.directory, QUARANTINE) if config.data.on_bad_rows == "skip" else None
-    return ScanTask(tuple(fragments), model, split, config.plugins, config.data.where, quarantine)
+    return ScanTask(tuple(fragments), model, split, config.plugins, config.data.where, quarantine, states)
 
 
 def scanned(task: ScanTask, nbytes: int) -> Iterator[tuple[int, FragmentScan]]:

@@ -17,7 +17,17 @@ from model.scan.bad_rows import Reason
 from model.storage import exists, join, list_names, remove_file, resolve
 from model.tables.parquet import is_stored, read_footer
 from model.tables.slices import SlicedRowGroup
-from pipelines.quarantine import COLUMN, FILE, REASON, ROW, ROWS, quarantined, quarantined_group, write_quarantine
+from pipelines.quarantine import (
+    COLUMN,
+    FILE,
+    REASON,
+    ROW,
+    ROWS,
+    quarantined,
+    quarantined_group,
+    with_way_out,
+    write_quarantine,
+)
 
 OnBadRows = Literal["error", "skip"]
 QUARANTINE = "_quarantine"  # in the output's directory; hidden from readers of Parquet
@@ -43,7 +53,7 @@ class BadRowPolicy:
         if self.on_bad_rows == "error":
             first = errors[min(errors)]
             first = type(first)(first.problem, row=min(errors), column=first.column)
-            raise first.located(file=block.fragment.file, first_row=block.row_in_file(number))
+            raise with_way_out(first.located(file=block.fragment.file, first_row=block.row_in_file(number)))
         rows = quarantined(table, errors, file=block.fragment.file, first_row=block.row_in_file(number))
         write_quarantine(self.directory, block.slice_name(number), rows)
 
@@ -57,8 +67,10 @@ class BadRowPolicy:
 
         Where its bytes cannot be fetched, they may be tomorrow: that is raised in any case.
         """
-        if self.on_bad_rows == "error" or not is_stored(block.fragment):
+        if not is_stored(block.fragment):
             raise error
+        if self.on_bad_rows == "error":
+            raise with_way_out(error) from error.__cause__
         for number in range(block.first_slice, block.first_slice + block.slices):
             remove_file(join(self.directory, block.slice_name(number)))
         write_quarantine(self.directory, block.name, quarantined_group(error, block.fragment.rows))

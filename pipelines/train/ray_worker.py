@@ -58,7 +58,7 @@ def rank_job(config: RunConfig, prepared: FittedData, heartbeat: Heartbeat, *, g
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device() if gpu else torch.device("cpu")
-    reader = RowReader(prepared.columns, prepared.label)
+    reader = RowReader(prepared.columns, prepared.label, prepared.state_spec)
     job = loop.job_on(
         config,
         prepared,
@@ -94,7 +94,7 @@ def job_of(config: RunConfig, telemetry: WorkerReports, heartbeat: Heartbeat, *,
         job,
         explain=partial(explain, config, rank, job.device, job.reduce, job.train),
         resume=latest_checkpoint(join(config.directory, RAY_TRAIN)),
-        provenance=provenance(config, job.world) | ({} if start is None else start.provenance),
+        provenance=provenance(config, job.world) | prepared.provenance | ({} if start is None else start.provenance),
     )
 
 
