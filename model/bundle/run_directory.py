@@ -95,8 +95,8 @@ class DataChoices(Settings):
 def data_choices(bundle: PathLike, **given: str | None) -> DataChoices:
     """What is given (not None), else as the run has it that a bundle lies in, else the defaults."""
     run = run_of(bundle)
-    where = "options" if run is None else join(run, RUN_YAML)
+    where = "" if run is None else join(run, RUN_YAML)
     stored = {} if run is None else load_settings(where).get("data") or {}
     chosen = {name: stored[name] for name in DataChoices.model_fields if name in stored}
     options = {name: str(value) for name, value in given.items() if value is not None}
-    return build(DataChoices, chosen | options, where=where)
+    return build(DataChoices, chosen | options, where=f"{where or 'options'}: data")

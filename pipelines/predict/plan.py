@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from model.bundle.run_directory import data_choices, resolve_bundle
+from model.bundle.run_directory import DataChoices, data_choices, resolve_bundle
 from model.errors import DataError
 from model.registry import import_plugins
 from model.scan.needed_columns import optional_columns
@@ -51,14 +51,11 @@ def plan_prediction(bundle: str, data: str, output: str, choices: Choices) -> Pr
     footers = read_footers([fragment.file for fragment in fragments])
     schemas = schemas_of(fragments, footers)
     keep = _kept(choices, schemas)
-    if chosen.initial_states == "read":
-        _check_states(choices, scorer, footers)
+    _check_states(choices, chosen, scorer, footers)
     row_bytes, step_bytes = computed_bytes(scorer)
     blocks = slice_row_groups(fragments, footers, [*inputs, *keep], row_bytes=row_bytes, step_bytes=step_bytes)
     chain, states_digest = plan_chain(choices, scorer, target, blocks, schemas) if choices.key else (None, None)
-    claim = claim_of(choices, scorer, data, footers, keep) | {
-        "treatment of bad rows": chosen.on_bad_rows,
-        "treatment of states in the data": chosen.initial_states,
+    claim = claim_of(choices, chosen, scorer, data, footers, keep) | {
         "content of the initial states": states_digest,
         "way of cutting": [sum(block.slices for block in blocks), *(() if chain is None else (chain.partitions,))],
     }
@@ -83,8 +80,10 @@ def plan_prediction(bundle: str, data: str, output: str, choices: Choices) -> Pr
     )
 
 
-def _check_states(choices: Choices, scorer: Scorer, footers: Mapping[str, Footer]) -> None:
-    """States in the data: none beside --key, else those of this model. Errors as `model.state`'s."""
+def _check_states(choices: Choices, chosen: DataChoices, scorer: Scorer, footers: Mapping[str, Footer]) -> None:
+    """States in the data, where they are read: none beside --key, else of this model. Errors as in `model.state`."""
+    if chosen.initial_states == "ignore":
+        return
     states = state_schemas({file: footer.schema for file, footer in footers.items()})
     if choices.key:
         refuse_states_in_data(states, scorer.state_spec)
@@ -125,7 +124,14 @@ def computed_bytes(scorer: Scorer) -> tuple[int, int]:
     return (row_bytes, 4 * values) if scorer.label.per_step else (row_bytes + 4 * values, 0)
 
 
-def claim_of(choices: Choices, scorer: Scorer, data: str, footers: Mapping[str, Footer], keep: Sequence[str]) -> Claim:
+def claim_of(
+    choices: Choices,
+    chosen: DataChoices,
+    scorer: Scorer,
+    data: str,
+    footers: Mapping[str, Footer],
+    keep: Sequence[str],
+) -> Claim:
     """All that decides about the output."""
     return {
         "bundle": scorer.fingerprint,
@@ -137,6 +143,8 @@ def claim_of(choices: Choices, scorer: Scorer, data: str, footers: Mapping[str, 
         "place of initial states": None if choices.state_from is None else absolute(choices.state_from),
         "place of final states": None if choices.states_to is None else absolute(choices.states_to),
         "choice of --states-only": choices.states_only,
+        "treatment of bad rows": chosen.on_bad_rows,
+        "treatment of states in the data": chosen.initial_states,
     }
 
 
