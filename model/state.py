@@ -2,23 +2,28 @@
 
 Depth first, the original's order: layer 0's components, then layer 1's; an LSTM layer has c then h. A state is
 all components or none; a null in Arrow is the zero state. Knows no torch, no files: batch, stream and training
-read the same columns.
+read the same columns. Parquet files may say which model computed the states in them.
 
 May import: model.errors, model.settings, model.tables.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from model.errors import DataError, StateError
+from model.errors import ConfigError, DataError, StateError
 from model.settings import Settings
 from model.tables.arrow_lists import Array, as_float32, is_list, numbers, plain, unnest
 
 STATE_PREFIX = "rnn_cell_state"
+STATE_COLUMN = re.compile(rf"{STATE_PREFIX}_\d+")
+FINGERPRINT = "dynamic_rnn.fingerprint"  # in the Parquet metadata: the model that computed predictions and states
+STATES_CURE = "compute them again with this model, or leave them out by --initial-states ignore"
+Schemas = Mapping[str, pa.Schema]  # by file
 
 
 class StateComponent(Settings):
@@ -48,6 +53,11 @@ class StateSpec(Settings):
     def names(self) -> tuple[str, ...]:
         """Column names in order."""
         return tuple(component.name for component in self.components)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sequence's state."""
+        return 4 * sum(component.numel for component in self.components)
 
     def arrow_fields(self) -> list[pa.Field]:
         """The state's columns as `fixed_size_list<float32>[numel]`."""
@@ -136,3 +146,86 @@ def from_mapping(spec: StateSpec, state: Mapping[str, object], rows: int) -> tup
             )
         arrays.append(array.reshape(rows, component.numel))
     return tuple(arrays)
+
+
+# In Parquet files ------------------------------------------------------------------------------------------------
+
+
+def state_schemas(schemas: Schemas) -> dict[str, pa.Schema]:
+    """The columns of states, and the metadata, of each file that has some."""
+    found = {}
+    for file, schema in schemas.items():
+        fields = [each for each in schema if STATE_COLUMN.fullmatch(each.name)]
+        if fields:
+            found[file] = pa.schema(fields, schema.metadata)
+    return found
+
+
+def check_state_columns(states: Schemas, spec: StateSpec, cure: str = "") -> None:
+    """StateError, naming the file, where components are missing or too many, or a type has another width or kind.
+
+    `cure` is a clause on what else can be done.
+    """
+    for file, schema in states.items():
+        try:
+            _check_columns(schema, spec)
+        except StateError as error:
+            raise StateError(f"{error.problem}{cure}", file=file, column=error.column) from error.__cause__
+
+
+def _check_columns(schema: pa.Schema, spec: StateSpec) -> None:
+    spec.require_complete(schema.names)
+    for name in schema.names:
+        if name not in spec.names:
+            raise StateError(
+                f"is no part of this model's state, which has {', '.join(spec.names)}; another model wrote it",
+                column=name,
+            )
+    for component in spec.components:
+        kind = schema.field(component.name).type
+        if pa.types.is_fixed_size_list(kind) and kind.list_size != component.numel:
+            raise StateError(
+                f"must hold {component.numel} numbers, but holds {kind.list_size}; another model wrote it",
+                column=component.name,
+            )
+    spec.from_arrow(schema.empty_table())
+
+
+def models_of(states: Schemas) -> dict[str, str | None]:
+    """The fingerprint of the model that computed the states of each file; None where its metadata do not say.
+
+    Files whose states are all null, by their types, are left out: these are nobody's.
+    """
+    return {
+        file: fingerprint.decode() if (fingerprint := (schema.metadata or {}).get(FINGERPRINT.encode())) else None
+        for file, schema in states.items()
+        if not all(pa.types.is_null(kind) for kind in schema.types)
+    }
+
+
+def refuse_other_models(states: Schemas, fingerprint: str, cure: str) -> None:
+    """ConfigError where another model computed the states of a file."""
+    for file, theirs in models_of(states).items():
+        if theirs is not None and theirs != fingerprint:
+            raise ConfigError(f"{file}: {_ours(fingerprint)}, but are of another ({theirs[:12]}); {cure}")
+
+
+def _ours(fingerprint: str) -> str:
+    return f"states must be of the model that goes on from them ({fingerprint[:12]})"
+
+
+def check_own_states(
+    states: Schemas, spec: StateSpec, fingerprint: str, *, unbound: bool, cure: str, shape_cure: str = ""
+) -> None:
+    """ConfigError where another model computed the states of a file or, unless `unbound`, where nobody says which one.
+
+    StateError as `check_state_columns`, with `shape_cure`.
+    """
+    refuse_other_models(states, fingerprint, cure)
+    check_state_columns(states, spec, shape_cure)
+    for file, theirs in models_of(states).items():
+        if theirs is None and not unbound:
+            raise ConfigError(
+                f"{file}: {_ours(fingerprint)}, but the file's metadata name no model; if it is this one, say "
+                f"--unbound-states, else {cure}"
+            )

@@ -134,6 +134,9 @@ class DataConfig(Settings):
     on_bad_rows: Literal["error", "skip"] = Field(
         "error", description="skip: count the rows that break the contract, set them aside and go on without them"
     )
+    initial_states: Literal["read", "ignore"] = Field(
+        "read", description="columns rnn_cell_state_0 … in the data: where each row begins, or nothing to us"
+    )
 
     unseen_labels: Literal["count", "error"] = Field(
         "count",

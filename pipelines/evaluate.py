@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.batches.encode import encode_rows
-from model.bundle.run_directory import resolve_bundle
+from model.bundle.run_directory import data_choices, resolve_bundle
 from model.errors import ConfigError, DataError, DecodeError
 from model.features.labels import FittedLabel
 from model.registry import import_plugins
@@ -21,6 +21,7 @@ from model.scan.bad_rows import Reason, find_bad_rows, merged_reasons, reasons_o
 from model.scan.needed_columns import optional_columns, read_columns
 from model.scoring.metrics import MetricState, merged, results
 from model.scoring.unknown_labels import without_unknown
+from model.state import STATE_PREFIX, STATES_CURE, check_own_states, state_schemas
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
@@ -31,9 +32,25 @@ from pipelines.ingest.row_counts import RowCounts
 from pipelines.quarantine import Quarantine, with_way_out
 from pipelines.tasks.map import over_fragments
 
+OnBadRows = Literal["error", "skip"]
 BAD_ROWS, FILTERED_ROWS = "bad_rows", "filtered_rows"
 NOTHING_FOUND = Found([])  # tasks get their row groups one by one
 UNKNOWN = "unknown_labels"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A checked evaluation: what is evaluated on what, and what is done with bad rows and initial states."""
+
+    bundle: str
+    label: FittedLabel
+    found: Found
+    plugins: tuple[str, ...]
+    where: Filter | None
+    skip: bool
+    quarantine: str | None
+    reads_states: bool
+    unseen_labels: bool  # counted rather than bad
 
 
 def evaluate(
@@ -43,11 +60,13 @@ def evaluate(
     plugins: tuple[str, ...] = (),
     progress: Callable[[int, int], None] | None = None,
     filter: str | None = None,
-    on_bad_rows: Literal["error", "skip"] = "error",
+    on_bad_rows: OnBadRows | None = None,
     unseen_labels: Literal["count", "error"] = "count",
     quarantine: str | None = None,
     on_report: Callable[[RowCounts], None] | None = None,
     partition_types: PartitionTypes | None = None,
+    initial_states: Literal["read", "ignore"] | None = None,
+    unbound_states: bool = False,
 ) -> dict[str, float]:
     """Metrics of a bundle (or a run's best) over all rows under `data`; see `model.scoring.metrics.results`.
 
@@ -55,8 +74,13 @@ def evaluate(
     With `filter` they are those of the rows that it keeps, and `filtered_rows` counts the others. With
     `on_bad_rows="skip"` bad rows are left out, counted in `bad_rows` and written to the directory `quarantine`, if one
     is named; `on_report` is told why. A label that is none of the model's classes is wrong, has no loss and is counted
-    in `unseen_labels`; with `unseen_labels="error"` it is bad. `partition_types` declare columns of paths. DataError
-    names file, row and column; CheckpointError when the bundle is damaged.
+    in `unseen_labels`; with `unseen_labels="error"` it is bad. `partition_types` declare columns of paths. Rows begin
+    with the states that the data hold, which must be the model's own by the files' metadata or, with `unbound_states`,
+    by your word; `initial_states="ignore"` leaves them out. What is not given is as the run has it that the bundle lies
+    in, else "error" and "read".
+
+    DataError names file, row and column; CheckpointError when the bundle is damaged; ConfigError for states of another
+    model.
     """
     planned = plan_evaluation(
         bundle,
@@ -67,22 +91,10 @@ def evaluate(
         quarantine=quarantine,
         unseen_labels=unseen_labels,
         partition_types=partition_types,
+        initial_states=initial_states,
+        unbound_states=unbound_states,
     )
     return run_evaluation(planned, progress, on_report)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A checked evaluation: the bundle's path and label, the row groups, and what is done with their rows."""
-
-    bundle: str
-    label: FittedLabel
-    found: Found
-    plugins: tuple[str, ...]
-    where: Filter | None
-    skip: bool
-    quarantine: str | None
-    unseen_labels: bool  # counted rather than bad
 
 
 def plan_evaluation(
@@ -91,24 +103,46 @@ def plan_evaluation(
     *,
     plugins: tuple[str, ...] = (),
     filter: str | None = None,
-    on_bad_rows: Literal["error", "skip"] = "error",
+    on_bad_rows: OnBadRows | None = None,
     quarantine: str | None = None,
     unseen_labels: Literal["count", "error"] = "count",
     partition_types: PartitionTypes | None = None,
+    initial_states: Literal["read", "ignore"] | None = None,
+    unbound_states: bool = False,
 ) -> Evaluation:
     """What `evaluate` is going to do; its errors, as far as bundle and footers tell."""
-    from model.bundle.bundle import load_bundle
+    from model.bundle.bundle import load_bundle, state_spec
 
-    if quarantine is not None and on_bad_rows == "error":
-        raise ConfigError("a quarantine is for on_bad_rows='skip'; with 'error' a bad row ends the evaluation")
     import_plugins(plugins)
     path = resolve_bundle(bundle)
+    chosen = data_choices(path, on_bad_rows=on_bad_rows, initial_states=initial_states)
+    if quarantine is not None and chosen.on_bad_rows == "error":
+        raise ConfigError("a quarantine is for on_bad_rows='skip'; with 'error' a bad row ends the evaluation")
     loaded = load_bundle(path)
     where = None if filter is None else Filter(filter)
     names, optional = read_columns(loaded.config), optional_columns(loaded.config)
-    found = find(data, names, optional=optional, where=where, partition_types=partition_types)
-    counts = unseen_labels == "count"
-    return Evaluation(path, loaded.label, found, plugins, where, on_bad_rows == "skip", quarantine, counts)
+    beside = STATE_PREFIX if chosen.initial_states == "read" else None
+    found = find(data, names, optional=optional, where=where, partition_types=partition_types, beside=beside)
+    states = state_schemas(found.beside)
+    check_own_states(
+        states,
+        state_spec(loaded),
+        loaded.fingerprint,
+        unbound=unbound_states,
+        cure=STATES_CURE,
+        shape_cure=f"; {STATES_CURE}",
+    )
+    return Evaluation(
+        bundle=path,
+        label=loaded.label,
+        found=found,
+        plugins=plugins,
+        where=where,
+        skip=chosen.on_bad_rows == "skip",
+        quarantine=quarantine,
+        reads_states=bool(states),
+        unseen_labels=unseen_labels == "count",
+    )
 
 
 def run_evaluation(
@@ -153,6 +187,7 @@ class FragmentEvaluator:
         self.skip = planned.skip
         self.unseen_labels = planned.unseen_labels
         self.quarantine = None if planned.quarantine is None else Quarantine(planned.quarantine)
+        self.states = self.network.state_spec() if planned.reads_states else None
 
     def __call__(self, fragment: Fragment) -> dict[str, Any]:
         try:
@@ -164,7 +199,7 @@ class FragmentEvaluator:
     def _of(self, fragment: Fragment) -> dict[str, Any]:
         names = [*read_columns(self.bundle.config), *(self.where.columns if self.where is not None else ())]
         try:
-            table = read_fragment(fragment, names)
+            table = read_fragment(fragment, [*names, *(() if self.states is None else self.states.names)])
         except DecodeError as error:
             if not self.skip or not is_stored(fragment):
                 raise
@@ -194,7 +229,7 @@ class FragmentEvaluator:
 
     def _encode(self, table: pa.Table) -> object:
         table, label, _ = self._with_known_labels(table)
-        return encode_rows(table, self.bundle.columns, label, unseen_labels=self.unseen_labels)
+        return encode_rows(table, self.bundle.columns, label, self.states, unseen_labels=self.unseen_labels)
 
     def _with_known_labels(self, table: pa.Table) -> tuple[pa.Table, FittedLabel, int]:
         prepared = prepared_of(table.schema.metadata, "")
@@ -208,5 +243,7 @@ class FragmentEvaluator:
         if not table.num_rows:
             return {}
         table, label, unknown = self._with_known_labels(table)
-        sums = table_metrics(self.network, self.bundle.columns, label, table, unseen_labels=self.unseen_labels)
+        sums = table_metrics(
+            self.network, self.bundle.columns, label, table, self.states, unseen_labels=self.unseen_labels
+        )
         return {**sums, UNKNOWN: float(unknown)}

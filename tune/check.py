@@ -13,11 +13,14 @@ from model.scan.row_checks import unfitted_label
 from model.scoring.metric_names import COUNTS, TRAIN_LOSS, metric_names, of_validation
 from model.settings import did_you_mean
 from model.settings.yaml_text import parse_yaml
+from model.state import STATE_PREFIX, state_schemas
 from model.storage import exists, join, list_names, read_bytes
+from model.tables.parquet import find
 from pipelines.config import RunConfig, changed_settings, flat, run_config
 from tune.config import TuneConfig, tune_config
-from tune.points import check_points
+from tune.points import check_points, to_check, trial_run
 
+SHAPING = ("model.cell_type", "model.num_units")  # decide the shape of the model's state
 _FREE = ("name", "output", "data.test", "resources.address", "serve")
 
 
@@ -51,6 +54,37 @@ def check_metric(config: RunConfig, tuning: TuneConfig) -> None:
             f"tune.metric must be one of {', '.join(known)}, but is {tuning.metric!r}"
             f"{did_you_mean(tuning.metric, known)}"
         )
+
+
+def check_states(config: RunConfig, tuning: TuneConfig) -> None:
+    """ConfigError where the data hold initial states, but trials have states of several shapes. Reads the footers."""
+    if config.data.initial_states == "ignore" or not shape_varies(config, tuning):
+        return
+    for path in filter(None, (config.data.train, config.data.validation)):
+        states = state_schemas(find(path, [], where=config.data.where, beside=STATE_PREFIX).beside)
+        if states:
+            raise states_of_one_shape(tuning, next(iter(states)))
+
+
+def shape_varies(config: RunConfig, tuning: TuneConfig) -> bool:
+    """Whether the state of some trial has another shape than the run's."""
+    if not any(name in tuning.space for name in SHAPING):
+        return False
+    from model.network.network import state_spec_of
+
+    models = [config.model, *(trial_run(config, tuning, point).model for point in to_check(config, tuning))]
+    kinds = {(model.cell_type, tuple(model.num_units)): model for model in models}
+    return len({str(state_spec_of(model, 1)) for model in kinds.values()}) > 1
+
+
+def states_of_one_shape(tuning: TuneConfig, where: str) -> ConfigError:
+    """What to say where the data have states that fit one shape at most."""
+    varied = " and ".join(name for name in SHAPING if name in tuning.space)
+    return ConfigError(
+        f"tune.space: trials that begin with the states in the data must have states of one shape, that of the run's "
+        f"model, but {varied} change it, and {where} holds states; set data.initial_states=ignore, or take them out of "
+        f"the space"
+    )
 
 
 def check_directory(config: RunConfig, *, resume: bool) -> None:

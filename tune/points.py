@@ -98,7 +98,7 @@ def _with_point(run: dict[str, Any], point: Mapping[str, Any], where: str) -> Ru
 def check_points(config: RunConfig, tuning: TuneConfig) -> None:
     """ConfigError that names each value or combination of the space which makes no valid run."""
     faults: dict[str, list[Point]] = {}
-    tried = list(_to_check(config, tuning))
+    tried = list(to_check(config, tuning))
     for point in tried:
         for fault in _faults(config, tuning, point):
             faults.setdefault(fault, []).append(point)
@@ -106,7 +106,7 @@ def check_points(config: RunConfig, tuning: TuneConfig) -> None:
         raise config_error("tune.space", [_fault_line(fault, bad, tried) for fault, bad in faults.items()])
 
 
-def _to_check(config: RunConfig, tuning: TuneConfig) -> Iterator[Point]:
+def to_check(config: RunConfig, tuning: TuneConfig) -> Iterator[Point]:
     """All combinations where they are few; else each value beside the others' first, and every drawn point."""
     values = {name: declaration.checked for name, declaration in tuning.space.items()}
     if math.prod(len(of_one) for of_one in values.values()) <= MOST_COMBINATIONS:

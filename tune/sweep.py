@@ -31,7 +31,7 @@ from pipelines.ingest.scan import Progress as ScanProgress
 from pipelines.supervision.driver_channel import WorkerReports, delivering, driver_channel
 from pipelines.supervision.failures import interruptible
 from pipelines.tracking.run_status import status_kept
-from tune.check import check_sweep
+from tune.check import check_sweep, shape_varies, states_of_one_shape
 from tune.config import TuneConfig
 from tune.points import best_run
 from tune.reporter import following
@@ -73,6 +73,8 @@ def sweep(
     gpus = gpus_per_trial(config, tuning)
     check_room(config, tuning, gpus)
     prepared = prepare(config, resume=resume, on_scan=on_scan, say=say)
+    if prepared.state_spec is not None and shape_varies(config, tuning):
+        raise states_of_one_shape(tuning, config.data.train)
     with settled(quiet=quiet), driver_channel() as channel:
         # Before the status says that the sweep runs: one that cannot go on stays as it is.
         reports = WorkerReports(channel)

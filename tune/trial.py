@@ -37,7 +37,7 @@ from pipelines.supervision.heartbeat import Heartbeat
 from pipelines.supervision.ray_trainer import trainer_of
 from pipelines.supervision.watchdog import watching
 from pipelines.train import loop
-from pipelines.train.job import Job, Report, job_on
+from pipelines.train.job import Job, Report, job_on, reader_of
 from pipelines.train.ray_worker import enter, rank_job
 from tune.config import TuneConfig, tune_config
 from tune.points import Point, trial_run
@@ -109,7 +109,7 @@ def train_here(config: RunConfig, tuning: TuneConfig, run: RunConfig, settings: 
 
     torch.set_num_threads(run.resources.cpus_per_worker)
     prepared = load_fitted(config.directory)
-    reader = RowReader(prepared.columns, prepared.label, unseen_labels=config.data.unseen_labels == "count")
+    reader = reader_of(config, prepared)
     device = torch.device("cuda" if cuda else "cpu")
     loop.run(
         job_on(
@@ -119,7 +119,7 @@ def train_here(config: RunConfig, tuning: TuneConfig, run: RunConfig, settings: 
             report=partial(report_to_tune, tuning),
             device=device,
             resume=loaded(ray.tune.get_checkpoint()),
-            provenance=loop.provenance(run) | {"trial": settings},
+            provenance=loop.provenance(run) | prepared.provenance | {"trial": settings},
         )
     )
 
@@ -179,14 +179,15 @@ def worker_job(given: dict[str, Any], heartbeat: Heartbeat) -> Job:
     config = run_config(given["sweep"], where="the sweep's run.yaml")
     tuning = tune_config(config)
     run = trial_run(config, tuning, given["settings"])
+    prepared = load_fitted(config.directory)
     return rank_job(
         run,
-        load_fitted(config.directory),
+        prepared,
         heartbeat,
         gpu=given["cuda"],
         report=partial(report_to_train, tuning, heartbeat.at_sync_point(ray.train.report)),
         resume=loaded(ray.train.get_checkpoint()),
-        provenance=loop.provenance(run) | {"trial": given["settings"]},
+        provenance=loop.provenance(run) | prepared.provenance | {"trial": given["settings"]},
     )
 
 

@@ -49,8 +49,8 @@ class SequenceBatch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the padded values, labels and weights."""
-        tensors = [*self.sequence.values(), *self.context.values(), self.labels, self.weights]
+        """Bytes of the padded values, labels, weights and states."""
+        tensors = [*self.sequence.values(), *self.context.values(), self.labels, self.weights, *(self.state or ())]
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def __len__(self) -> int:

@@ -83,8 +83,12 @@ def _looked_up(encoded: Encoded, row_of_entry: np.ndarray, rows: int) -> Encoded
     return Encoded(ids[np.argsort(owner, kind="stable")], offsets_of(np.bincount(owner, minlength=rows)))
 
 
-def encoded_bytes(index: DataIndex, columns: FittedColumns) -> int:
-    """About how many bytes all (selected) rows take once encoded, with one value a step of each categorical column."""
+def encoded_bytes(index: DataIndex, columns: FittedColumns, states: StateSpec | None = None) -> int:
+    """About how many bytes all (selected) rows take once encoded, with one value a step of each categorical column.
+
+    `states` are those that the rows bring.
+    """
     widths = [fitted.dimension if isinstance(fitted, FittedNumeric) else 1 for fitted in columns.sources.values()]
     step_bytes = 4 * sum(widths) + 8 + 4  # label and weight
-    return index.steps * step_bytes + index.rows * 32
+    row_bytes = 32 + (0 if states is None else states.row_bytes)
+    return index.steps * step_bytes + index.rows * row_bytes

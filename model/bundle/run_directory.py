@@ -5,9 +5,11 @@ Whoever takes a bundle's path takes a run directory's as well and means its best
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from model.errors import CheckpointError
+from model.settings import Settings, build, load_settings
 from model.storage import absolute, exists, join, list_names, read_bytes, write_bytes
 from model.storage.filesystems import PathLike
 
@@ -75,3 +77,27 @@ def resolve_bundle(path: PathLike) -> str:
         return join(text, best)
     reason = "has neither a MANIFEST.json nor a `best` file" if exists(text) else "does not exist"
     raise CheckpointError(f"{text}: must be a bundle or the directory of a run, but {reason}")
+
+
+def run_of(bundle: PathLike) -> str | None:
+    """The directory of the run or sweep that a bundle's directory lies in; None where it lies by itself."""
+    path = absolute(bundle)
+    run = re.sub(rf"/{BUNDLES}/[^/?]+(?=\?|$)", "", path)
+    return run if run != path and exists(join(run, RUN_YAML)) else None
+
+
+class DataChoices(Settings):
+    """What a run does with bad rows and initial states; evaluations and predictions by its bundles do the same."""
+
+    on_bad_rows: Literal["error", "skip"] = "error"
+    initial_states: Literal["read", "ignore"] = "read"
+
+
+def data_choices(bundle: PathLike, **given: str | None) -> DataChoices:
+    """What is given (not None), else as the run has it that a bundle lies in, else the defaults."""
+    run = run_of(bundle)
+    where = "" if run is None else join(run, RUN_YAML)
+    stored = {} if run is None else load_settings(where).get("data") or {}
+    chosen = {name: stored[name] for name in DataChoices.model_fields if name in stored}
+    options = {name: str(value) for name, value in given.items() if value is not None}
+    return build(DataChoices, chosen | options, where=f"{where or 'options'}: data")

@@ -139,6 +139,15 @@ class RnnNetwork(nn.Module):
         return x_BTU[torch.arange(len(x_BTU), device=x_BTU.device), index]
 
 
+def state_spec_of(config: ModelConfig, input_width: int) -> StateSpec:
+    """`RnnNetwork.state_spec` of a network whose steps are so wide, without making it."""
+    widths = (input_width, *config.num_units)
+    with torch.device("meta"):
+        cells = [build_cell(config.cell_type, w, units) for w, units in zip(widths, config.num_units, strict=False)]
+        state = flatten_state(tuple(cell.zero_state(1) for cell in cells))
+    return StateSpec.of([tuple(tensor.shape[1:]) for tensor in state])
+
+
 def logit_count(label: FittedLabel) -> int:
     """K: one logit for regression and for two classes, else one a class."""
     if label.problem_type is ProblemType.LINEAR_REGRESSION or label.num_classes == 2:

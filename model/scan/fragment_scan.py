@@ -25,6 +25,7 @@ from model.scan.bad_rows import Reason, common_widths, find_bad_rows, reasons_of
 from model.scan.needed_columns import read_columns
 from model.scan.row_checks import checked_stats
 from model.scan.split import SplitBy, training_rows
+from model.state import StateSpec
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
@@ -95,13 +96,15 @@ def scan_fragment(
     where: Filter | None = None,
     on_bad: OnBad | None = None,
     unseen_labels: bool = False,
+    states: StateSpec | None = None,
 ) -> FragmentScan:
     """Reads the columns a model needs and scans the rows that `where` keeps; errors name the file and the row in it.
 
-    With `on_bad`, bad rows are left out and handed to it; a row group whose pages are damaged is left out as a whole.
-    With `unseen_labels`, as of rows that only validate, labels need be none of the declared classes.
+    Where the file has `states`, they are checked, too. With `on_bad`, bad rows are left out and handed to it; a row
+    group whose pages are damaged is left out as a whole. With `unseen_labels`, as of rows that only validate, labels
+    need be none of the declared classes.
     """
-    names = [*read_columns(config), *(where.columns if where is not None else ())]
+    names = [*read_columns(config), *(where.columns if where is not None else ()), *(states.names if states else ())]
     if split is not None:
         names += split.columns
     try:
@@ -112,7 +115,15 @@ def scan_fragment(
         return _unreadable(fragment, config, split, error)
     try:
         return _scan_used(
-            table, fragment, config, split, fit=fit, where=where, on_bad=on_bad, unseen_labels=unseen_labels
+            table,
+            fragment,
+            config,
+            split,
+            fit=fit,
+            where=where,
+            on_bad=on_bad,
+            unseen_labels=unseen_labels,
+            states=states,
         )
     except DataError as error:
         raise error.located(file=fragment.file, first_row=first_row(fragment)) from error.__cause__
@@ -141,17 +152,26 @@ def _scan_used(
     where: Filter | None,
     on_bad: OnBad | None,
     unseen_labels: bool,
+    states: StateSpec | None,
 ) -> FragmentScan:
     """The scan of the rows that are kept and not bad, spread over all rows. A DataError's row is that of `table`."""
     rows = np.arange(table.num_rows) if where is None else np.flatnonzero(kept_rows(where, table))
     reasons: tuple[Reason, ...] = ()
-    scan_rows = partial(_scan_rows, fragment=fragment, config=config, split=split, fit=fit, unseen_labels=unseen_labels)
+    scan_rows = partial(
+        _scan_rows,
+        fragment=fragment,
+        config=config,
+        split=split,
+        fit=fit,
+        unseen_labels=unseen_labels,
+        states=states,
+    )
     try:
         scan = scan_rows(table, rows)
     except DataError:
         if on_bad is None:
             raise
-        errors = _bad_rows(table, rows, config, unseen_labels=unseen_labels)
+        errors = _bad_rows(table, rows, config, states, unseen_labels=unseen_labels)
         on_bad(fragment, errors)
         reasons = reasons_of(errors, fragment.file, first_row(fragment))
         rows = rows[~np.isin(rows, list(errors))]
@@ -176,21 +196,28 @@ def _scan_rows(
     split: SplitBy | None,
     fit: bool,
     unseen_labels: bool,
+    states: StateSpec | None,
 ) -> FragmentScan:
     place = f"{fragment.file.removeprefix(split.root if split else '')}#{fragment.row_group}"
+    used = _taken(table, rows)
     try:
-        used = _taken(table, rows)
+        if states is not None:
+            states.from_arrow(used)
         return scan_table(used, config, split, fit=fit, place=place, rows=rows, unseen_labels=unseen_labels)
     except DataError as error:
         raise _at(error, rows) from error.__cause__
 
 
-def _bad_rows(table: pa.Table, rows: np.ndarray, config: ModelConfig, *, unseen_labels: bool) -> dict[int, DataError]:
+def _bad_rows(
+    table: pa.Table, rows: np.ndarray, config: ModelConfig, states: StateSpec | None, *, unseen_labels: bool
+) -> dict[int, DataError]:
     """The errors of those of the `rows` of a table that are bad, by their place in it."""
     used = SequenceTable.of(_taken(table, rows), config.columns)
     widths = common_widths(used, config)
 
     def check(part: pa.Table) -> None:
+        if states is not None:
+            states.from_arrow(part)
         checked_stats(SequenceTable(part, config.columns), config, widths, unseen_labels=unseen_labels)
 
     return {int(rows[row]): error for row, error in find_bad_rows(used.table, check).items()}

@@ -18,6 +18,7 @@ from model.features.labels import UNSEEN, FittedLabel, ProblemType
 from model.network import heads
 from model.network.network import RnnNetwork
 from model.scoring.metric_names import UNSEEN_LABELS
+from model.state import StateSpec
 
 MetricState = dict[str, float]
 
@@ -98,10 +99,19 @@ def results(label: FittedLabel, state: Mapping[str, float]) -> dict[str, float]:
 
 
 def table_metrics(
-    network: RnnNetwork, columns: FittedColumns, label: FittedLabel, table: pa.Table, *, unseen_labels: bool = False
+    network: RnnNetwork,
+    columns: FittedColumns,
+    label: FittedLabel,
+    table: pa.Table,
+    states: StateSpec | None = None,
+    *,
+    unseen_labels: bool = False,
 ) -> MetricState:
-    """The sums of `model.scoring.metrics` over a table's rows. DataError's row is the row in the table."""
-    rows = encode_rows(table, columns, label, unseen_labels=unseen_labels)
+    """The sums of `model.scoring.metrics` over a table's rows, from the `states` that it holds, or from zero.
+
+    DataError's row is the row in the table.
+    """
+    rows = encode_rows(table, columns, label, states, unseen_labels=unseen_labels)
     return merged(_sums(network, label, batch) for batch in length_batches(rows))
 
 

@@ -5,9 +5,9 @@ Knows no Ray: the data tasks of a cluster and the estimator on one machine call 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,6 +45,7 @@ class Found:
 
     `prepared` is what `prepare` tells of the files, each different answer once; empty for files that others wrote.
     `unprepared_files` are those of which it tells nothing, beside others.
+    `beside` has the columns that were looked for by their prefix, of each file that has some, and its metadata.
     """
 
     fragments: list[Fragment]
@@ -53,6 +54,7 @@ class Found:
     nbytes: int = 0
     prepared: tuple[Prepared, ...] = ()
     unprepared_files: int = 0
+    beside: Mapping[str, pa.Schema] = field(default_factory=dict)
 
 
 def find_fragments(
@@ -75,6 +77,7 @@ def find(
     where: Filter | None = None,
     agreement: SchemaAgreement | None = None,
     partition_types: PartitionTypes | None = None,
+    beside: str | None = None,
 ) -> Found:
     """The non-empty row groups of all files under `path`, in (file, row group) order.
 
@@ -82,7 +85,8 @@ def find(
     before anything is computed. Columns may stand in the files or in their paths (`model.tables.hive_paths`); those
     that are `optional` may be missing in some files, but not in all. Of the files and row groups that `where` excludes
     by paths and statistics, nothing more is read. An `agreement` holds the types of other paths, with which these files
-    must agree, too, as files of one data set do; it takes theirs. `partition_types` declare columns of paths.
+    must agree, too, as files of one data set do; it takes theirs. `partition_types` declare columns of paths. What
+    begins with the prefix `beside` may be there.
     """
     files = find_files(path)
     parts = partitions_of(path, files, partition_types)
@@ -103,7 +107,21 @@ def find(
     left_out = rows - sum(fragment.rows for fragment in fragments)
     prepared = tuple(dict.fromkeys(footer.prepared for footer in footers if footer.prepared is not None))
     unprepared = sum(footer.prepared is None for footer in footers)
-    return Found(fragments, excluded, left_out, sum(footer.nbytes for footer in footers), prepared, unprepared)
+    nbytes = sum(footer.nbytes for footer in footers)
+    held = _beside(beside, footers, fragments)
+    return Found(fragments, excluded, left_out, nbytes, prepared, unprepared, held)
+
+
+def _beside(prefix: str | None, footers: Sequence[_Footer], fragments: Sequence[Fragment]) -> dict[str, pa.Schema]:
+    """By file, of those that are read: the columns that begin with the prefix, under the metadata of the file."""
+    found, read = {}, {fragment.file for fragment in fragments}
+    for footer in footers if prefix is not None else ():
+        schema = footer.schema.schema
+        fields = [each for each in schema if each.name.startswith(prefix)]
+        if fields and footer.file in read:
+            _refuse_repeated(footer, [each.name for each in fields])
+            found[footer.file] = pa.schema(fields, schema.metadata)
+    return found
 
 
 def of_each_file(read: Callable[..., _Read], files: Sequence[str], *arguments: Iterable[Any]) -> list[_Read]:

@@ -159,13 +159,15 @@ def tune(
     from model.bundle.run_directory import has_begun
     from model.storage import find_files
     from pipelines.config import load_run
-    from tune.check import check_sweep
+    from tune.check import check_states, check_sweep
     from tune.config import ray_cpus
 
     run = load_run(config, overrides or [])
     resume = resume or (resume_if_exists and has_begun(run.directory))
-    check_sweep(run, resume=resume)  # before Ray starts: a mistake is told at once
+    tuning = check_sweep(run, resume=resume)  # before Ray starts: a mistake is told at once
     find_files(run.data.train)
+    if not resume:
+        check_states(run, tuning)
     with ray_for(context, ray_cpus(run) - 2, run.resources.address):
         _tune(context.obj, run, resume=resume)
 

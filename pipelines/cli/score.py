@@ -37,13 +37,30 @@ class BadRows(StrEnum):
     SKIP = "skip"
 
 
+class InitialStates(StrEnum):
+    """What to do with states in the data."""
+
+    READ = "read"
+    IGNORE = "ignore"
+
+
+StatesInData = Annotated[
+    InitialStates | None,
+    typer.Option("--initial-states", help="rows begin with the data's rnn_cell_state_i, or not; default: as the run"),
+]
+UnboundStates = Annotated[
+    bool, typer.Option("--unbound-states", help="states that name no model are this one's: you know it")
+]
+
+
 def evaluate(
     context: typer.Context,
     bundle: BundlePath,
     data: DataPath,
     on_bad_rows: Annotated[
-        BadRows, typer.Option("--on-bad-rows", help="stop at the first, or leave them out and count them")
-    ] = BadRows.ERROR,
+        BadRows | None,
+        typer.Option("--on-bad-rows", help="stop at the first, or leave them out and count them; default: as the run"),
+    ] = None,
     quarantine: Annotated[
         str | None, typer.Option("--quarantine", metavar="DIRECTORY", help="for the bad rows, each with the reason")
     ] = None,
@@ -55,25 +72,43 @@ def evaluate(
         typer.Option("--unseen-labels", help="labels of no class: count them as wrong and without a loss, or bad rows"),
     ] = UnseenLabels.COUNT,
     partition_types: PartitionTypeOptions = None,
+    initial_states: StatesInData = None,
+    unbound_states: UnboundStates = False,
     plugin: Plugins = None,
     executor: Executor = "auto",
     address: Address = None,
 ) -> None:
     """Metrics of a bundle over every row, each counted once."""
-    from pipelines.evaluate import plan_evaluation
-
-    choices: dict[str, Any] = {"plugins": tuple(plugin or ()), "on_bad_rows": on_bad_rows.value, "filter": only}
-    choices |= {"unseen_labels": unseen_labels.value, "partition_types": partition_types_of(partition_types)}
-    evaluation = plan_evaluation(bundle, data, quarantine=quarantine, **choices)  # mistakes are told before Ray starts
+    choices = {
+        "plugins": tuple(plugin or ()),
+        "on_bad_rows": on_bad_rows,
+        "filter": only,
+        "quarantine": quarantine,
+        "unseen_labels": unseen_labels.value,
+        "partition_types": partition_types_of(partition_types),
+        "initial_states": initial_states,
+        "unbound_states": unbound_states,
+    }
+    evaluation = planned_evaluation(bundle, data, **choices)
     with executor_for(context, executor, evaluation.found.nbytes, local_cpus(), address):
         show_evaluation(context.obj, evaluation, f"{bundle} on {data}")
 
 
-def evaluate_data(console: Console, bundle: str, data: str, **choices: Any) -> dict[str, float]:
-    """Evaluates and shows the metrics."""
+def planned_evaluation(bundle: str, data: str, **choices: Any) -> Any:
+    """A checked evaluation: mistakes are told before Ray starts."""
+    from model.bundle.run_directory import resolve_bundle
+    from model.storage import find_files
+
+    resolve_bundle(bundle)
+    find_files(data)  # a wrong path is told before torch is loaded
     from pipelines.evaluate import plan_evaluation
 
-    return show_evaluation(console, plan_evaluation(bundle, data, **choices), f"{bundle} on {data}")
+    return plan_evaluation(bundle, data, **choices)
+
+
+def evaluate_data(console: Console, bundle: str, data: str) -> dict[str, float]:
+    """Evaluates and shows the metrics."""
+    return show_evaluation(console, planned_evaluation(bundle, data), f"{bundle} on {data}")
 
 
 def show_evaluation(console: Console, evaluation: Any, title: str) -> dict[str, float]:
@@ -113,8 +148,13 @@ def predict(
         bool, typer.Option("--states-only", help="write the keys' states alone, into OUTPUT, as after a retrain")
     ] = False,
     on_bad_rows: Annotated[
-        BadRows, typer.Option("--on-bad-rows", help="stop at the first, or set them aside in OUTPUT/_quarantine")
-    ] = BadRows.ERROR,
+        BadRows | None,
+        typer.Option(
+            "--on-bad-rows", help="stop at the first, or set them aside in OUTPUT/_quarantine; default: as the run"
+        ),
+    ] = None,
+    initial_states: StatesInData = None,
+    unbound_states: UnboundStates = False,
     partition_types: PartitionTypeOptions = None,
     plugin: Plugins = None,
     executor: Executor = "auto",
@@ -139,7 +179,9 @@ def predict(
         "state_from": state_from,
         "states_to": states_to,
         "states_only": states_only,
-        "on_bad_rows": on_bad_rows.value,
+        "on_bad_rows": on_bad_rows,
+        "initial_states": initial_states,
+        "unbound_states": unbound_states,
         "partition_types": partition_types_of(partition_types),
     }
     prediction = planned(bundle, data, output, **choices)
@@ -173,7 +215,7 @@ def show_prediction(console: Console, prediction: Any) -> Any:
         console.say(f"{result.bad_rows} bad rows were set aside, each with the reason: {result.quarantine}")
     if result.files:
         there = f" ({result.skipped_files} were there)" if result.skipped_files else ""
-        console.say(f"{result.rows} rows in {result.files} files{there}: {result.directory}")
+        console.say(f"{result.written_rows} rows in {result.files} files{there}: {result.directory}")
     if result.states is not None:
         console.say(f"states of {result.entities} keys: {result.states}")
     return result

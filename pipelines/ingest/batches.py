@@ -67,10 +67,10 @@ def reading(index: DataIndex, reader: RowReader, plugins: tuple[str, ...]) -> Re
 
     Small is what all rows of the row groups are, not only those of this split: they are decoded, too.
     """
-    whole = encoded_bytes(replace(index, selected=None), reader.columns)
+    whole = encoded_bytes(replace(index, selected=None), reader.columns, reader.states)
     if not ray_is_running() or (whole <= SMALL_BYTES and len(index.fragments) <= FEW_FRAGMENTS):
         return partial(map, reader.read)
-    task_rows = TASK_BYTES * index.rows // max(encoded_bytes(index, reader.columns), 1)
+    task_rows = TASK_BYTES * index.rows // max(encoded_bytes(index, reader.columns, reader.states), 1)
     return partial(read_encoded, reader=reader, plugins=plugins, task_rows=task_rows)
 
 
@@ -88,7 +88,7 @@ def planned(
     pieces = plan.pieces(rank, world, start_step, stop_step)
     counts = (plan.rank_rows(step, rank, world) for step in range(start_step, stop_step))
     several_epochs = stop_step - start_step > plan.steps_per_epoch
-    if several_epochs and encoded_bytes(plan.index, reader.columns) <= kept_bytes:
+    if several_epochs and encoded_bytes(plan.index, reader.columns, reader.states) <= kept_bytes:
         kept = KeptRows(plan.index, read)
         parts: Iterable[EncodedRows] = (kept.take(piece.rows) for piece in pieces)
     else:

@@ -17,7 +17,7 @@ from model.bundle.run_directory import METRICS
 from model.errors import ConfigError
 from model.storage import exists, join
 from pipelines.config import RunConfig
-from pipelines.ingest.fit_signature import changes, forget, listed, signature_of, store
+from pipelines.ingest.fit_signature import changes, forget, listed, shape_of, signature_of, store
 from pipelines.ingest.fitted_data import FittedData, has_fitted, load_fitted, save_fitted
 from pipelines.ingest.scan import Progress, fit_data
 
@@ -67,7 +67,10 @@ def fitted_data(
             if stored is None
             else f"fitting the columns again: {listed(changed)}"
         )
-    found = fit_data(config, progress)
+    if resume and stored is not None and stored.states is None:  # it goes on as it began, with an earlier version
+        found = replace(fit_data(without_states(config), progress), states=None)
+    else:
+        found = fit_data(config, progress)
     if resume and stored is not None and not same(stored, found):
         raise ConfigError(
             f"{directory}: a resumed run goes on with the data it began with, but they have changed: "
@@ -75,6 +78,8 @@ def fitted_data(
         )
     forget(directory)  # until all of it is written
     save_fitted(directory, found)
+    if found.state_spec is not None:
+        signature["settings"] |= shape_of(config)
     store(directory, signature)
     _tell(found, say)
     kept = load_fitted(directory)  # whose lengths are the node's, not this process's own
@@ -89,9 +94,14 @@ def _tell(prepared: FittedData, say: Callable[[str], None] | None) -> None:
         _log.warning(line)
 
 
+def without_states(config: RunConfig) -> RunConfig:
+    """The run whose rows all begin at zero."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"initial_states": "ignore"})})
+
+
 def same(one: FittedData, other: FittedData) -> bool:
-    """Whether two scans have found the same columns and rows, to the last bit."""
-    if (one.columns, one.label) != (other.columns, other.label):
+    """Whether two scans have found the same columns, initial states and rows, to the last bit."""
+    if (one.columns, one.label, one.states) != (other.columns, other.label, other.states):
         return False
     if one.validation is None or other.validation is None:
         return one.validation is other.validation and same_index(one.train, other.train)

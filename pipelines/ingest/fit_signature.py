@@ -25,6 +25,7 @@ NOT_FITTED = (
     "mixed_parts",
     "nan_is_missing",
 )  # of the data's; the last is in the columns
+SHAPING = ("cell_type", "num_units")  # of the state: they count where rows bring states
 MOST_TOLD = 3
 
 
@@ -43,6 +44,12 @@ def signature_of(config: RunConfig) -> dict[str, Any]:
         )
     )
     return found
+
+
+def shape_of(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide the shape of the model's state."""
+    model = config.model.model_dump(mode="json")
+    return {f"model.{name}": model[name] for name in SHAPING}
 
 
 def vocabulary_files(config: RunConfig) -> list[str]:
@@ -66,7 +73,8 @@ def changes(config: RunConfig, now: dict[str, Any]) -> list[str]:
     if not exists(where):
         return ["it is not known what the stored columns were fitted on"]
     before = json.loads(read_bytes(where))
-    settings = changed_settings(before["settings"], now["settings"]).values()
+    shape = {name: value for name, value in shape_of(config).items() if name in before["settings"]}
+    settings = changed_settings(before["settings"], now["settings"] | shape).values()
     gone = [f"{path} is no longer there" for path in before["files"] if path not in now["files"]]
     new = [f"{path} is new" for path in now["files"] if path not in before["files"]]
     changed = [

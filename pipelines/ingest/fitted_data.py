@@ -14,10 +14,12 @@ from model.bundle.run_directory import COLUMNS, LENGTHS, ROW_COUNTS, TRAIN_INDEX
 from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
 from model.settings import build
+from model.state import StateSpec
 from model.storage import exists, is_remote, join, read_bytes, write_bytes
 from model.storage.atomic import appearing
 from model.storage.node_copy import node_copy, sha256_of
 from model.tables.fragments import Fragment
+from pipelines.ingest.initial_states import InitialStates
 from pipelines.ingest.row_counts import RowCounts
 
 
@@ -27,6 +29,7 @@ class FittedData:
 
     `report` is `model.scan.fit_report`'s; empty where an earlier version has stored none. `rows` says what became of
     the rows of both; `split` tells by what rows were split, and `warnings` what is amiss with split and inputs.
+    `states` are what rows begin with; None where an earlier version, which read none, has stored it.
     """
 
     columns: FittedColumns
@@ -37,6 +40,17 @@ class FittedData:
     rows: RowCounts = field(default_factory=RowCounts, compare=False)
     split: str = field(default="", compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    states: InitialStates | None = None
+
+    @property
+    def state_spec(self) -> StateSpec | None:
+        """Of the states that rows bring; None where they bring none."""
+        return None if self.states is None else self.states.spec
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a bundle says of the data."""
+        return {} if self.states is None else self.states.provenance
 
 
 def save_fitted(directory: str, prepared: FittedData) -> None:
@@ -54,6 +68,8 @@ def save_fitted(directory: str, prepared: FittedData) -> None:
         "split": prepared.split,
         "warnings": prepared.warnings,
     }
+    if prepared.states is not None:
+        description["states"] = prepared.states.to_plain()
     rows = json.dumps(description["rows"], ensure_ascii=False, indent=2)
     write_bytes(join(directory, ROW_COUNTS), rows.encode())
     write_bytes(join(directory, COLUMNS), json.dumps(description, ensure_ascii=False).encode())
@@ -77,6 +93,7 @@ def load_fitted(directory: str) -> FittedData:
         RowCounts.from_plain(description["rows"]) if "rows" in description else RowCounts(),
         description.get("split", ""),
         tuple(description.get("warnings", ())),
+        InitialStates.from_plain(description["states"]) if "states" in description else None,
     )
 
 

@@ -22,6 +22,7 @@ from model.errors import DataError, to_plain
 from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel
 from model.registry import import_plugins
+from model.state import StateSpec
 from model.tables.fragments import Fragment
 from model.tables.parquet import first_row, read_fragment
 from pipelines.cluster.malloc import OF_TASKS, keep_freed_memory
@@ -78,18 +79,21 @@ class Request:
 class RowReader:
     """Reads and encodes requests. `label` is None where nothing is known to compare with (prediction).
 
-    Labels of no class are UNSEEN where `unseen_labels` may be, else a DataError.
+    `states` are those that rows begin with, where their file has the columns; None: all begin at zero. Labels of no
+    class are UNSEEN where `unseen_labels` may be, else a DataError.
     """
 
     columns: FittedColumns
     label: FittedLabel | None
+    states: StateSpec | None = None
     unseen_labels: bool = False
 
     @property
     def names(self) -> list[str]:
         """The data columns that are read."""
         label = () if self.label is None else (self.label.name, self.label.weight)
-        return [*self.columns.input_names, *(name for name in label if name is not None)]
+        states = () if self.states is None else self.states.names
+        return [*self.columns.input_names, *(name for name in label if name is not None), *states]
 
     def over(self, plan: Plan) -> RowReader:
         """The reader of a plan's rows: those that train have no unseen labels."""
@@ -114,7 +118,7 @@ class RowReader:
         if len(rows) < table.num_rows:
             table = table.take(pa.array(rows - start))
         try:
-            return encode_rows(table, self.columns, self.label, rows_B=rows, unseen_labels=self.unseen_labels)
+            return encode_rows(table, self.columns, self.label, self.states, rows, unseen_labels=self.unseen_labels)
         except DataError as error:
             row = None if error.row is None else int(rows[error.row]) - start + first_row(fragment)
             raise DataError(error.problem, file=fragment.file, row=row, column=error.column) from error.__cause__

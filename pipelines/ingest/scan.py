@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from model.bundle.run_directory import QUARANTINE
 from model.config import ModelConfig
@@ -20,6 +21,7 @@ from model.scan.fragment_scan import FragmentScan
 from model.scan.needed_columns import optional_columns, read_columns
 from model.scan.split import SplitBy
 from model.scan.split_comparison import Comparison
+from model.state import STATE_PREFIX, StateSpec
 from model.storage import join, remove_tree
 from model.tables.fragments import Fragment
 from model.tables.parquet import Found, find
@@ -28,6 +30,7 @@ from pipelines.cluster.capacity import ray_is_running
 from pipelines.config import RunConfig
 from pipelines.ingest.choose_split import Choice, choose_split, future_inputs, refuse_mixed_parts, splits
 from pipelines.ingest.fitted_data import FittedData
+from pipelines.ingest.initial_states import StatesFound
 from pipelines.ingest.read_task import FEW_FRAGMENTS
 from pipelines.ingest.row_counts import RowCounts
 from pipelines.ingest.scan_task import ScanTask
@@ -47,12 +50,15 @@ def find_data(config: RunConfig, agreement: SchemaAgreement | None = None) -> li
     names = read_columns(config.model)
     if splits(config):
         names += [*config.data.keys, *filter(None, [config.data.validation_by_time])]
-    optional, where = optional_columns(config.model), config.data.where
     paths = [path for path in (config.data.train, config.data.validation) if path is not None]
-    agreement, types = agreement or SchemaAgreement(), config.data.partition_types
-    found = [
-        find(path, names, optional=optional, where=where, agreement=agreement, partition_types=types) for path in paths
-    ]
+    given: dict[str, Any] = {
+        "optional": optional_columns(config.model),
+        "where": config.data.where,
+        "agreement": agreement or SchemaAgreement(),
+        "partition_types": config.data.partition_types,
+        "beside": STATE_PREFIX if config.data.initial_states == "read" else None,
+    }
+    found = [find(path, names, **given) for path in paths]
     refuse_mixed_parts(config, found[0])
     return found
 
@@ -61,6 +67,7 @@ def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
     """Scans the data of a run. DataError names file, row and column of what is wrong."""
     agreement = SchemaAgreement()
     found = find_data(config, agreement)
+    states = StatesFound(config.model, found)
     model = with_file_keys(config.model, agreement.types)
     fragments, other = found[0].fragments, found[1].fragments if len(found) > 1 else []
     choice = choose_split(config, found[0]) if splits(config) else Choice(None)
@@ -69,7 +76,7 @@ def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
     order = OrderedMerge()
     counts = config.data.unseen_labels == "count"
     compared = Comparison(model, order, len(fragments), config.data.validation, unseen_labels=counts)
-    task = scan_task(fragments, other, config, model, split)
+    task = scan_task(fragments, other, config, model, split, states.early)
     nbytes, count = sum(each.nbytes for each in found), len(task.fragments)
     here = not ray_is_running() or (nbytes <= SMALL_BYTES and count <= FEW_FRAGMENTS)
     scans = collected(scanned_here(task) if here else scanned(task, nbytes), count, order, compared, progress)
@@ -83,7 +90,8 @@ def fit_data(config: RunConfig, progress: Progress | None = None) -> FittedData:
         index, validation = split_index(index, scans)
     report = report_of(columns, label, order.total)
     warnings = (*future_inputs(config.model, found[0]), *choice.warnings)
-    return _checked(config, FittedData(columns, label, index, validation, report, rows, choice.told, warnings))
+    told = (choice.told, warnings, states.fitted(columns))
+    return _checked(config, FittedData(columns, label, index, validation, report, rows, *told))
 
 
 def _report_bad_rows(config: RunConfig, rows: RowCounts) -> RowCounts:
@@ -121,12 +129,16 @@ def scan_task(
     config: RunConfig,
     model: ModelConfig,
     split: SplitBy | None,
+    states: StateSpec | None = None,
 ) -> ScanTask:
-    """What scans any of the fragments, first those that are trained on; statistics by `model`."""
+    """What scans any of the fragments, first those that are trained on; statistics by `model`.
+
+    Rows may bring `states`.
+    """
     quarantine = join(config.directory, QUARANTINE) if config.data.on_bad_rows == "skip" else None
     strict = len(fragments) if config.data.unseen_labels == "count" else None
     every = (*fragments, *validation)
-    return ScanTask(every, model, split, config.plugins, config.data.where, quarantine, strict)
+    return ScanTask(every, model, split, config.plugins, config.data.where, quarantine, strict, states)
 
 
 def scanned(task: ScanTask, nbytes: int) -> Iterator[tuple[int, FragmentScan]]:

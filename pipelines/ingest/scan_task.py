@@ -14,6 +14,7 @@ from model.errors import DataError
 from model.registry import import_plugins
 from model.scan.fragment_scan import FragmentScan, scan_fragment
 from model.scan.split import SplitBy
+from model.state import StateSpec
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
 from pipelines.quarantine import Quarantine, with_way_out
@@ -23,7 +24,8 @@ from pipelines.quarantine import Quarantine, with_way_out
 class ScanTask:
     """Scans one fragment. `quarantine` is the directory for bad rows; None: a bad row is an error.
 
-    From fragment `strict` on labels need be none of the declared classes; None: all of them must.
+    From fragment `strict` on labels need be none of the declared classes; None: all of them must. `states` are those
+    that rows may bring; None: they are not looked at.
     """
 
     fragments: tuple[Fragment, ...]
@@ -33,6 +35,7 @@ class ScanTask:
     where: Filter | None = None
     quarantine: str | None = None
     strict: int | None = None
+    states: StateSpec | None = None
 
     def __call__(self, number: int) -> dict[str, Any]:
         """The scan as plain data, in a task."""
@@ -46,7 +49,14 @@ class ScanTask:
         unseen = self.strict is not None and number >= self.strict
         try:
             return scan_fragment(
-                fragment, self.model, self.split, fit=True, where=self.where, on_bad=on_bad, unseen_labels=unseen
+                fragment,
+                self.model,
+                self.split,
+                fit=True,
+                where=self.where,
+                on_bad=on_bad,
+                unseen_labels=unseen,
+                states=self.states,
             )
         except DataError as error:
             raise error if on_bad else with_way_out(error, fragment, "data.on_bad_rows=skip") from error.__cause__

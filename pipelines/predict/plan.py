@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from model.bundle.run_directory import resolve_bundle
+from model.bundle.run_directory import DataChoices, data_choices, resolve_bundle
 from model.errors import DataError
 from model.registry import import_plugins
 from model.scan.needed_columns import optional_columns
+from model.state import STATES_CURE, check_own_states, state_schemas
 from model.storage import absolute, join
 from model.tables.arrow_lists import is_list
 from model.tables.parquet import find_fragments
@@ -24,7 +25,7 @@ from pipelines.predict.bad_rows import QUARANTINE, BadRowPolicy
 from pipelines.predict.entity_keys import key_types
 from pipelines.predict.output_claim import Claim, check_output, digest_of
 from pipelines.predict.prediction import ORDER, Chain, Choices, Prediction, bytes_of
-from pipelines.predict.state_files import STATES, States, check_state_columns, find_states, refuse_states_in_data
+from pipelines.predict.state_files import STATES, States, find_states, refuse_states_in_data
 
 if TYPE_CHECKING:
     from model.scoring.scorer import Scorer
@@ -41,6 +42,7 @@ def plan_prediction(bundle: str, data: str, output: str, choices: Choices) -> Pr
 
     import_plugins(choices.plugins)
     path, target = resolve_bundle(bundle), absolute(output)
+    chosen = data_choices(path, on_bad_rows=choices.on_bad_rows, initial_states=choices.initial_states)
     scorer = Scorer(load_bundle(path), probabilities=choices.probabilities)
     inputs = scorer.columns.input_names
     needed = [*inputs, *choices.key, *(choices.keep or ())]
@@ -49,11 +51,11 @@ def plan_prediction(bundle: str, data: str, output: str, choices: Choices) -> Pr
     footers = read_footers([fragment.file for fragment in fragments])
     schemas = schemas_of(fragments, footers, [*choices.key, *(choices.keep or ())])
     keep = _kept(choices, schemas)
-    check_state_columns(schemas, scorer.state_spec)
+    _check_states(choices, chosen, scorer, footers)
     row_bytes, step_bytes = computed_bytes(scorer)
     blocks = slice_row_groups(fragments, footers, [*inputs, *keep], row_bytes=row_bytes, step_bytes=step_bytes)
     chain, states_digest = plan_chain(choices, scorer, target, blocks, schemas) if choices.key else (None, None)
-    claim = claim_of(choices, scorer, data, footers, keep) | {
+    claim = claim_of(choices, chosen, scorer, data, footers, keep) | {
         "content of the initial states": states_digest,
         "way of cutting": [sum(block.slices for block in blocks), *(() if chain is None else (chain.partitions,))],
     }
@@ -71,9 +73,27 @@ def plan_prediction(bundle: str, data: str, output: str, choices: Choices) -> Pr
         output=target,
         keep=keep,
         blocks=blocks,
-        setting_aside=BadRowPolicy(choices.on_bad_rows, join(target, QUARANTINE)),
+        setting_aside=BadRowPolicy(chosen.on_bad_rows, join(target, QUARANTINE)),
+        reads_states=chosen.initial_states == "read" and not choices.key,
         chain=chain,
         claim=claim,
+    )
+
+
+def _check_states(choices: Choices, chosen: DataChoices, scorer: Scorer, footers: Mapping[str, Footer]) -> None:
+    """States in the data, where they are read: none beside --key, else of this model. Errors as in `model.state`."""
+    if chosen.initial_states == "ignore":
+        return
+    states = state_schemas({file: footer.schema for file, footer in footers.items()})
+    if choices.key:
+        refuse_states_in_data(states, scorer.state_spec)
+    check_own_states(
+        states,
+        scorer.state_spec,
+        scorer.fingerprint,
+        unbound=choices.unbound_states,
+        cure=STATES_CURE,
+        shape_cure=f"; {STATES_CURE}",
     )
 
 
@@ -104,7 +124,14 @@ def computed_bytes(scorer: Scorer) -> tuple[int, int]:
     return (row_bytes, 4 * values) if scorer.label.per_step else (row_bytes + 4 * values, 0)
 
 
-def claim_of(choices: Choices, scorer: Scorer, data: str, footers: Mapping[str, Footer], keep: Sequence[str]) -> Claim:
+def claim_of(
+    choices: Choices,
+    chosen: DataChoices,
+    scorer: Scorer,
+    data: str,
+    footers: Mapping[str, Footer],
+    keep: Sequence[str],
+) -> Claim:
     """All that decides about the output."""
     return {
         "bundle": scorer.fingerprint,
@@ -116,7 +143,8 @@ def claim_of(choices: Choices, scorer: Scorer, data: str, footers: Mapping[str, 
         "place of initial states": None if choices.state_from is None else absolute(choices.state_from),
         "place of final states": None if choices.states_to is None else absolute(choices.states_to),
         "choice of --states-only": choices.states_only,
-        "treatment of bad rows": choices.on_bad_rows,
+        "treatment of bad rows": chosen.on_bad_rows,
+        "treatment of states in the data": chosen.initial_states,
     }
 
 
@@ -128,10 +156,16 @@ def plan_chain(
 ) -> tuple[Chain, str | None]:
     """How rows are chained by their key, and a digest of the states that they go on from."""
     states = target if choices.states_only else absolute(choices.states_to or join(target, STATES))
-    refuse_states_in_data(schemas, scorer.state_spec)
     given = States((), {}, None)
     if choices.state_from is not None:
-        given = find_states(choices.state_from, scorer.state_spec, choices.key, scorer.fingerprint, new=states)
+        given = find_states(
+            choices.state_from,
+            scorer.state_spec,
+            choices.key,
+            scorer.fingerprint,
+            new=states,
+            unbound=choices.unbound_states,
+        )
     chain = Chain(
         keys=key_types(choices.key, {**schemas, **given.schemas}),
         ordered=is_ordered(schemas),

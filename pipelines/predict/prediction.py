@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from model.errors import ConfigError
 from model.features.fitted_columns import FittedColumns
-from model.state import StateSpec
+from model.state import FINGERPRINT, StateSpec
 from model.storage import join
 from model.tables import slices
 from model.tables.hive_paths import PartitionTypes
@@ -21,7 +22,6 @@ from model.tables.slices import SlicedRowGroup
 from pipelines.predict.bad_rows import BadRowPolicy, OnBadRows
 from pipelines.predict.entity_keys import KeyTypes
 from pipelines.predict.output_claim import Claim
-from pipelines.predict.state_files import FINGERPRINT
 
 ORDER = "sequence_index"  # the column that orders the rows of one key
 WORK = "_work"  # in the output's directory, while rows are on their way to those of the same key
@@ -38,11 +38,13 @@ class Choices:
     state_from: str | None = None
     states_to: str | None = None
     states_only: bool = False
-    on_bad_rows: OnBadRows = "error"
+    on_bad_rows: OnBadRows | None = None
+    initial_states: Literal["read", "ignore"] | None = None
+    unbound_states: bool = False
     partition_types: PartitionTypes = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.on_bad_rows not in ("error", "skip"):
+        if self.on_bad_rows not in (None, "error", "skip"):
             raise ConfigError(f"on_bad_rows must be error or skip, but is {self.on_bad_rows!r}")
         if not self.key:
             for name in ("state_from", "states_to", "states_only"):
@@ -87,7 +89,8 @@ class Chain:
 class Prediction:
     """A checked prediction. Without a `chain` each row stands for itself.
 
-    `predicted` is the schema of predictions; `claim` is all that decides about the output.
+    `predicted` is the schema of predictions; `claim` is all that decides about the output. With `reads_states` rows
+    begin with the states that the data hold.
     """
 
     bundle: str
@@ -101,6 +104,7 @@ class Prediction:
     keep: tuple[str, ...]
     blocks: tuple[SlicedRowGroup, ...]
     setting_aside: BadRowPolicy
+    reads_states: bool
     chain: Chain | None
     claim: Claim
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from model.storage import exists, join
 from model.storage.atomic import remove_partial
@@ -24,7 +25,8 @@ from pipelines.predict.score_task import RowPredictor
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What a batch prediction wrote. `rows` are all rows of the data, `bad_rows` those of them that were set aside.
+    """What a batch prediction wrote. `rows` are all rows of the data, `bad_rows` those of them that were set aside, and
+    `written_rows` those that stand in the `files`.
 
     `states` is the directory of the states of `entities` keys; None and 0 without keys.
     """
@@ -33,6 +35,7 @@ class PredictResult:
     files: int
     rows: int
     skipped_files: int
+    written_rows: int = 0
     bad_rows: int = 0
     quarantine: str | None = None
     states: str | None = None
@@ -51,7 +54,9 @@ def predict(
     state_from: str | None = None,
     states_to: str | None = None,
     states_only: bool = False,
-    on_bad_rows: OnBadRows = "error",
+    on_bad_rows: OnBadRows | None = None,
+    initial_states: Literal["read", "ignore"] | None = None,
+    unbound_states: bool = False,
     partition_types: PartitionTypes | None = None,
     progress: Progress | None = None,
 ) -> PredictResult:
@@ -62,7 +67,9 @@ def predict(
     chained, in the order of `sequence_index` where the data have it, else as they lie in the files; the first goes on
     from the key's state under `state_from`. The states of all keys, those of `state_from` that have no row included,
     are written to `states_to` (default: `_states` in `output`), one row a key; `states_only` writes nothing but them,
-    into `output`. With `on_bad_rows="skip"` bad rows are set aside in `_quarantine` in `output`.
+    into `output`. With `on_bad_rows="skip"` bad rows are set aside in `_quarantine` in `output`. States must be this
+    model's by the files' metadata or, with `unbound_states`, by your word; `initial_states="ignore"` leaves those in
+    the data out. What is None of these two is as the run has it that the bundle lies in, else "error" and "read".
     `partition_types` declare columns of paths.
 
     ConfigError when choices do not fit or `output` holds something else; DataError names file, row and column.
@@ -76,6 +83,8 @@ def predict(
         states_to=states_to,
         states_only=states_only,
         on_bad_rows=on_bad_rows,
+        initial_states=initial_states,
+        unbound_states=unbound_states,
         partition_types=partition_types or {},
     )
     return run_prediction(plan_prediction(bundle, data, output, choices), progress)
@@ -94,21 +103,26 @@ def run_prediction(prediction: Prediction, progress: Progress | None = None) -> 
         passes.run(RowPredictor, (prediction,), todo)
     else:
         run_chain(prediction, prediction.chain, todo, progress)
-    return _result(prediction, len(blocks), len(blocks) - len(todo))
+    return _result(prediction, [join(prediction.output, block.name) for block in blocks], len(blocks) - len(todo))
 
 
-def _result(prediction: Prediction, files: int, skipped: int) -> PredictResult:
+def _result(prediction: Prediction, files: Sequence[str], skipped: int) -> PredictResult:
     quarantine = prediction.setting_aside.directory
     bad = count_set_aside(quarantine)
     chain = prediction.chain
     states = [] if chain is None else chain.states_files
     return PredictResult(
         directory=prediction.output,
-        files=files,
+        files=len(files),
         rows=prediction.rows,
         skipped_files=skipped,
+        written_rows=sum(map(_rows_in, files)) if bad else prediction.rows if files else 0,
         bad_rows=bad,
         quarantine=quarantine if bad else None,
         states=None if chain is None else chain.states,
-        entities=sum(read_footer(file).num_rows for file in states),
+        entities=sum(map(_rows_in, states)),
     )
+
+
+def _rows_in(file: str) -> int:
+    return int(read_footer(file).num_rows)

@@ -35,7 +35,7 @@ class RowPredictor:
     def __call__(self, block: SlicedRowGroup) -> int:
         prediction = self.prediction
         available = read_footer(block.fragment.file).schema.to_arrow_schema().names
-        states = [name for name in self.scorer.state_spec.names if name in available]
+        states = [name for name in self.scorer.state_spec.names if name in available and prediction.reads_states]
         names = [*self.scorer.input_schema.names, *prediction.keep, *states]
         prediction.setting_aside.begin(block)
         try:

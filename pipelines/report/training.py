@@ -73,7 +73,7 @@ def errors_of(best: Bundle, prepared: FittedData, plugins: tuple[str, ...]) -> d
     """Where a bundle errs, on a sample of validation rows; of training rows where nothing validates."""
     split, index = ("training", prepared.train) if prepared.validation is None else ("validation", prepared.validation)
     rows, label = sampled(index), prepared.label
-    reader = RowReader(prepared.columns, label, unseen_labels=True)
+    reader = RowReader(prepared.columns, label, prepared.state_spec, unseen_labels=True)
     found = diagnose(best.network(), label, sample_batches(index, rows, reader, plugins))
     classes = label.num_classes is not None
     return {

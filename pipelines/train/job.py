@@ -18,6 +18,7 @@ from model.features.labels import FittedLabel
 from model.training.trainer import Reduce
 from pipelines.config import RunConfig
 from pipelines.ingest.fitted_data import FittedData
+from pipelines.ingest.read_task import RowReader
 from pipelines.tracking.follower import Progress
 from pipelines.train.steps import Position, Step
 
@@ -77,6 +78,12 @@ class Past:
     place: Position = field(default_factory=Position)
     rules: Mapping[str, Any] | None = None
     meter: Mapping[str, float] = field(default_factory=dict)
+
+
+def reader_of(config: RunConfig, prepared: FittedData) -> RowReader:
+    """What reads the rows of a run's plans: with the states that they bring, and labels as the run takes them."""
+    counts = config.data.unseen_labels == "count"
+    return RowReader(prepared.columns, prepared.label, prepared.state_spec, unseen_labels=counts)
 
 
 def job_on(config: RunConfig, prepared: FittedData, **by_place: Any) -> Job:

@@ -17,11 +17,10 @@ from model.storage import join
 from pipelines.config import RunConfig
 from pipelines.ingest.batches import batches
 from pipelines.ingest.fitted_data import load_fitted
-from pipelines.ingest.read_task import RowReader
 from pipelines.tracking.followers import Followed
 from pipelines.train import loop, retention
 from pipelines.train.checkpoints import keep_latest, take_over, write_checkpoint
-from pipelines.train.job import Job, Report, job_on
+from pipelines.train.job import Job, Report, job_on, reader_of
 from pipelines.train.warm_start import in_columns_of, read_start
 
 
@@ -36,7 +35,7 @@ def local_job(config: RunConfig, told: Followed, *, gpu: bool) -> Job:
     start = read_start(config)
     prepared = in_columns_of(load_fitted(config.directory), start)
     device = torch.device("cuda" if gpu else "cpu")
-    reader = RowReader(prepared.columns, prepared.label, unseen_labels=config.data.unseen_labels == "count")
+    reader = reader_of(config, prepared)
     directory = join(config.directory, RAY_TRAIN)
     job = job_on(
         config,

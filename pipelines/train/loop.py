@@ -148,9 +148,12 @@ def of_run(job: Job, prepared: FittedData, workers_here: int, resume: tuple[Bund
     from; a step that fails lists its rows. ResourceError where the memory does not suffice."""
     needed = memory_estimate.estimate_of(job.config, prepared, job.world)
     memory_estimate.require_here(needed, job.device, workers_here)
-    begun = {} if job.start is None else job.start.provenance
+    come_from = prepared.provenance | ({} if job.start is None else job.start.provenance)
     return replace(
-        job, explain=partial(explain, job), resume=resume, provenance=provenance(job.config, job.world) | begun
+        job,
+        explain=partial(explain, job),
+        resume=resume,
+        provenance=provenance(job.config, job.world) | come_from,
     )
 
 

@@ -21,6 +21,7 @@ from model.features.labels import FittedLabel
 from model.network.cells import build_cell
 from model.network.network import InputLayer, logit_count
 from model.registry import registered_cell
+from model.state import StateSpec
 from model.training.optimizers import SLOTS
 from pipelines.cluster.machine import memory_bytes
 from pipelines.config import RunConfig
@@ -66,9 +67,15 @@ class Estimate:
 
 
 def estimate(
-    config: RunConfig, columns: FittedColumns, label: FittedLabel, train: Plan, validation: Plan | None, world: int
+    config: RunConfig,
+    columns: FittedColumns,
+    label: FittedLabel,
+    train: Plan,
+    validation: Plan | None,
+    world: int,
+    states: StateSpec | None = None,
 ) -> Estimate:
-    """What each of `world` workers needs."""
+    """What each of `world` workers needs, where rows may bring `states`."""
     number_bytes = torch.finfo(getattr(torch, config.model.dtype)).bits // 8
     weights, width = parameters(config, columns, label)
     slots = len(SLOTS.get(config.train.optimizer, {"of a registered optimizer": 0.0, "as many as Adam's": 0.0}))
@@ -84,14 +91,14 @@ def estimate(
         checkpoint=weights * number_bytes * (2 + slots),  # and what a step of the optimizer takes between
         activations=steps * per_step * number_bytes,
         batches=(1 + AHEAD_BATCHES) * whole * _step_bytes(train.index, columns),
-        kept_rows=kept_rows(config, columns, train, validation, world),
+        kept_rows=kept_rows(config, columns, train, validation, world, states),
     )
 
 
 def estimate_of(config: RunConfig, prepared: FittedData, world: int) -> Estimate:
     """`estimate` of a run's data."""
     train, validation = plans(config, prepared.train, prepared.validation)
-    return estimate(config, prepared.columns, prepared.label, train, validation, world)
+    return estimate(config, prepared.columns, prepared.label, train, validation, world, prepared.state_spec)
 
 
 def parameters(config: RunConfig, columns: FittedColumns, label: FittedLabel) -> tuple[int, int]:
@@ -114,13 +121,20 @@ def largest_batch(plan: Plan, world: int, unroll_steps: int | None) -> int:
     return -(-min(rows, plan.index.rows) // world) * min(longest, unroll_steps or longest)
 
 
-def kept_rows(config: RunConfig, columns: FittedColumns, train: Plan, validation: Plan | None, world: int) -> int:
+def kept_rows(
+    config: RunConfig,
+    columns: FittedColumns,
+    train: Plan,
+    validation: Plan | None,
+    world: int,
+    states: StateSpec | None,
+) -> int:
     """Rows that a worker keeps from epoch to epoch: all of the training's, and its batches of validation."""
     several = config.train.total_steps(train.first_step) * config.train.accumulate_batches > train.steps_per_epoch
-    training = encoded_bytes(train.index, columns)
+    training = encoded_bytes(train.index, columns, states)
     kept = training if several and training <= KEPT_BYTES else 0
     if validation is not None:
-        kept += min(KEPT_VALIDATION_BYTES, encoded_bytes(validation.index, columns) // world)
+        kept += min(KEPT_VALIDATION_BYTES, encoded_bytes(validation.index, columns, states) // world)
     return kept
 
 

@@ -21,7 +21,7 @@ from pipelines.supervision.failures import record_error
 from pipelines.supervision.heartbeat import Heartbeat, HeartbeatSpec
 from pipelines.train import loop, retention
 from pipelines.train.checkpoints import newest_whole, step_of, write_checkpoint
-from pipelines.train.job import Job, Report, job_on
+from pipelines.train.job import Job, Report, job_on, reader_of
 from pipelines.train.warm_start import in_columns_of, read_start
 
 
@@ -55,7 +55,7 @@ def rank_job(config: RunConfig, prepared: FittedData, heartbeat: Heartbeat, *, g
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device() if gpu else torch.device("cpu")
-    reader = RowReader(prepared.columns, prepared.label, unseen_labels=config.data.unseen_labels == "count")
+    reader = reader_of(config, prepared)
     job = job_on(
         config,
         prepared,

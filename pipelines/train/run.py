@@ -79,6 +79,8 @@ def train(
     open_run(config, resume=resume)
     with nullcontext() if here else started_channel() as channel:
         prepared, began = fitted_data(config, resume=resume, progress=on_scan, say=say), time.monotonic()
+        if prepared.states is not None and prepared.states.spec is not None:
+            say(str(prepared.states))
         write_start(config, prepared)
         needed = tell_memory(config, prepared, workers, say)
         with followed(config, void_from(config.directory), on_progress, on_report) as told:

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from model.errors import ConfigError
 from model.settings import apply_overrides, describe
 from pipelines.config import RunConfig, run_config
-from tune.check import check_sweep
+from tune.check import check_states, check_sweep, shape_varies
 from tune.config import VARIABLE, TuneConfig, ray_cpus, tune_config
 from tune.points import best_run, points, trial_run
 
@@ -362,3 +364,47 @@ def test_a_mistake_is_told_without_loading_ray() -> None:
     code = "import sys, tune.check, tune.report; print(*sorted({'ray', 'optuna'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+# --- initial states ---
+
+
+@pytest.mark.parametrize(
+    ("space", "varies"),
+    [
+        ({"num_units": [[8], [16]]}, True),
+        ({"cell_type": ["gru", "lstm"]}, True),
+        ({"num_units": [[8, 8]]}, True),
+        ({"num_units": [8], "cell_type": ["gru", "basic_rnn"]}, False),
+        ({"learning_rate": [0.1, 0.2]}, False),
+        ({"num_units": {"type": "randint", "low": 8, "high": 10}}, True),
+    ],
+)
+def test_a_sweep_over_the_shape_of_the_state_leaves_the_states_in_the_data_out(
+    make_run: Maker, tmp_path: Path, space: dict[str, Any], varies: bool
+) -> None:
+    plain, stateful = tmp_path / "plain.parquet", tmp_path / "stateful.parquet"
+    table = pa.table({"x": [[1.0]], "y": [[0]]})
+    pq.write_table(table, plain)
+    pq.write_table(table.append_column("rnn_cell_state_0", pa.array([[0.0] * 8])), stateful)
+
+    def check(train: Path, validation: Path, **data: Any) -> None:
+        paths = {"train": str(train), "validation": str(validation)}
+        config = make_run({"space": space}, model={"cell_type": "gru"}, data=paths | data)
+        assert shape_varies(config, tune_config(config)) == varies
+        check_states(config, tune_config(config))
+
+    check(plain, plain)
+    check(stateful, stateful, initial_states="ignore")
+    if not varies:
+        return check(stateful, stateful)
+    names = " and ".join(name for name in ("model.cell_type", "model.num_units") if name.partition(".")[2] in space)
+    for paths in ((stateful, plain), (plain, stateful)):
+        with pytest.raises(ConfigError) as told:
+            check(*paths)
+        assert str(told.value) == (
+            "tune.space: trials that begin with the states in the data must have states of one shape, that of the "
+            f"run's model, but {names} change it, and {stateful} holds states; set data.initial_states=ignore, or take "
+            "them out of the space"
+        )
+    return None

@@ -46,7 +46,7 @@ def trainer_of(bundle: Bundle, optimizer: str = "SGD") -> Trainer:
 def by_hand(trainer: Trainer, batch: SequenceBatch, unroll_steps: int, position: int) -> list[float]:
     """The loop this must equal, a step of the cells at a time: padded rows and all, states detached at each border."""
     network, steps = trainer.network, batch.padded_length
-    states = network.zero_state(len(batch))
+    states = network.initial_state(batch)
     losses = []
     for first in range(0, max(steps, 1), unroll_steps):
         trainer.flat.buffer.zero_()
@@ -100,13 +100,20 @@ def detached(state: Any) -> Any:
     return state.detach() if isinstance(state, torch.Tensor) else tuple(detached(part) for part in state)
 
 
+@pytest.mark.parametrize("initial", ["zero", "in the data"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_segments_train_what_a_loop_with_detached_states_trains(
-    make_bundle: Any, rows_of: Callable[..., EncodedRows], cell: str, prediction: str
+    make_bundle: Any, rows_of: Callable[..., EncodedRows], cell: str, prediction: str, initial: str
 ) -> None:
+    """States in the data are where a row begins, in its first segment alone."""
     bundle = make_bundle("classification", prediction, cell, **DROPOUT)
-    batch = collate(rows_of(bundle)).to(torch.device("cpu"), torch.float64)
+    rows = rows_of(bundle)
+    if initial == "in the data":
+        random, spec = np.random.default_rng(1), bundle.network().state_spec()
+        states = tuple(random.normal(size=(len(rows), part.numel)).astype(np.float32) for part in spec.components)
+        rows = dataclasses.replace(rows, state=states)
+    batch = collate(rows).to(torch.device("cpu"), torch.float64)
     ours, theirs = trainer_of(bundle), trainer_of(bundle)
     part = TruncatedBatch(5, batch, 4)
     results = [ours.step_over([part], number) for number in range(part.segments)]

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from model.bundle.bundle import save_bundle
 from model.errors import DataError, DecodeError
 from model.scoring.scorer import Scorer
+from model.state import FINGERPRINT
 from model.tables.slices import read_slices
 from pipelines.cli.app import app
 from pipelines.predict.bad_rows import BadRowPolicy, told_set_aside
@@ -162,7 +163,8 @@ def test_damaged_initial_states_are_an_error_in_any_case(
     spec = Scorer(make_bundle()).state_spec
     columns = dict(zip(spec.names, spec.to_arrow(spec.zeros(GROUP)), strict=True))
     states = tmp_path / "states.parquet"
-    pq.write_table(pa.table({"key": [f"entity {row}" for row in range(GROUP)], **columns}), states)
+    table = pa.table({"key": [f"entity {row}" for row in range(GROUP)], **columns})
+    pq.write_table(table.replace_schema_metadata({FINGERPRINT: make_bundle().fingerprint}), states)
     flip(states, "rnn_cell_state_0", 0)
     choices: dict[str, Any] = {"key": ["key"], "state_from": str(states), "on_bad_rows": "skip"}
     with pytest.raises(DataError, match=r"states\.parquet: row group 0 cannot be decoded \("):
