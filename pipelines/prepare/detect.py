@@ -6,7 +6,7 @@ Sorted rows are looked at key by key: the first and last ones of each, and how m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ def first_and_last(events: Events) -> Events:
     rows = np.flatnonzero(new | np.append(new[1:], True))
     kept = events.take(rows)
     counts = pa.array(np.diff(np.append(rows, len(events))), pa.int64())
-    return Events(kept.hash_N, kept.time_N, kept.keys, kept.table.append_column(ROWS, counts), kept.ranks)
+    return replace(kept, table=kept.table.append_column(ROWS, counts))
 
 
 # What is known only at the end ------------------------------------------------------------------------------------

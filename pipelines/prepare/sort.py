@@ -23,17 +23,22 @@ from pipelines.prepare.layout import IS_WRITTEN, Layout, time_numbers
 
 @dataclass(frozen=True)
 class Events:
-    """Rows with what orders them: `hash_N` of the key (uint64), `time_N` (int64 or float64), and `ranks`.
+    """Rows with what orders them: `hash_N` of the key (uint64), and `ranks` (int64 or float64, [N] each).
 
     The rows of a key are ordered by `ranks`, by the first before the second: the time, what orders equal times, and
     before them, where there is an earlier preparation, whether a row is an event (1) or what that one has left (0).
     """
 
     hash_N: np.ndarray
-    time_N: np.ndarray
     keys: Array
     table: pa.Table
     ranks: tuple[np.ndarray, ...]
+    time_rank: int = 0  # which of them is the time
+
+    @property
+    def time_N(self) -> np.ndarray:
+        """The times."""
+        return self.ranks[self.time_rank]
 
     def __len__(self) -> int:
         return len(self.hash_N)
@@ -48,10 +53,10 @@ class Events:
         length = stop - start
         return Events(
             self.hash_N[start:stop],
-            self.time_N[start:stop],
             self.keys.slice(start, length),
             self.table.slice(start, length),
             tuple(rank[start:stop] for rank in self.ranks),
+            self.time_rank,
         )
 
     def take(self, rows: np.ndarray) -> Events:
@@ -59,10 +64,10 @@ class Events:
         places = pa.array(rows, pa.int64())
         return Events(
             self.hash_N[rows],
-            self.time_N[rows],
             self.keys.take(places),
             self.table.take(places).combine_chunks(),
             tuple(rank[rows] for rank in self.ranks),
+            self.time_rank,
         )
 
 
@@ -72,10 +77,10 @@ def concatenated(parts: Sequence[Events]) -> Events:
         return parts[0]
     return Events(
         np.concatenate([part.hash_N for part in parts]),
-        np.concatenate([part.time_N for part in parts]),
         pa.concat_arrays([part.keys for part in parts]),
         pa.concat_tables([part.table for part in parts]).combine_chunks(),
         tuple(np.concatenate(ranks) for ranks in zip(*(part.ranks for part in parts), strict=True)),
+        parts[0].time_rank,
     )
 
 
@@ -99,7 +104,8 @@ class Arrange:
         if self.continues:
             is_event = plain(table.column(IS_WRITTEN)).is_null()
             ranks.insert(0, is_event.to_numpy(zero_copy_only=False).astype(np.int8))
-        return Events(key_hashes(keys) if hash_N is None else hash_N, time_N, keys, table, tuple(ranks))
+        hash_N = key_hashes(keys) if hash_N is None else hash_N
+        return Events(hash_N, keys, table, tuple(ranks), int(self.continues))
 
 
 def key_hashes(keys: Array) -> np.ndarray:

@@ -151,7 +151,7 @@ class Build:
         schema = with_prepared(pa.schema([*self.layout.schema, *CARRIED]), self.layout.prepared())
         return SequenceWriter(
             join(self.work, "files"),
-            f"{LEFT}/part-{number:05d}",
+            f"{LEFT}/keys-{number:05d}",
             schema,
             group_rows=LEFT_ROWS,
             group_bytes=self.settings.row_group_mebibytes * MIB,
