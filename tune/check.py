@@ -14,11 +14,11 @@ from model.scoring.metric_names import COUNTS, TRAIN_LOSS, metric_names, of_vali
 from model.settings import did_you_mean
 from model.settings.yaml_text import parse_yaml
 from model.storage import exists, join, list_names, read_bytes
-from pipelines.config import RunConfig, changed_settings, flat
+from pipelines.config import RunConfig, changed_settings, flat, run_config
 from tune.config import TuneConfig, tune_config
 from tune.points import check_points
 
-_FREE = ("name", "output", "data.test", "resources.address", "serve")
+_FREE = ("name", "output", "data.test", "data.unseen_labels", "data.mixed_parts", "resources.address", "serve")
 
 
 def check_sweep(config: RunConfig, *, resume: bool = False) -> TuneConfig:
@@ -74,7 +74,9 @@ def check_directory(config: RunConfig, *, resume: bool) -> None:
 
 
 def _check_unchanged(config: RunConfig, where: str) -> None:
-    before = flat(parse_yaml(read_bytes(where).decode(), where=where))
+    # As a config, so that a setting which an older version did not know has its default.
+    stored = run_config(parse_yaml(read_bytes(where).decode(), where=where), where=where)
+    before = flat(stored.model_dump(mode="json"))
     after = flat(config.model_dump(mode="json"))
     changed = [clause for name, clause in changed_settings(before, after).items() if not name.startswith(_FREE)]
     if changed:
