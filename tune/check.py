@@ -21,7 +21,16 @@ from tune.config import TuneConfig, tune_config
 from tune.points import check_points, to_check, trial_run
 
 SHAPING = ("model.cell_type", "model.num_units")  # decide the shape of the model's state
-_FREE = ("name", "output", "data.test", "resources.address", "serve")
+_FREE = (
+    "name",
+    "output",
+    "data.test",
+    "data.unseen_labels",
+    "data.mixed_parts",
+    "resources.address",
+    "resources.executor",
+    "serve",
+)
 
 
 def check_sweep(config: RunConfig, *, resume: bool = False) -> TuneConfig:
@@ -109,7 +118,8 @@ def check_directory(config: RunConfig, *, resume: bool) -> None:
 
 def _check_unchanged(config: RunConfig, where: str) -> None:
     # As a config, so that a setting which an older version did not know has its default.
-    before = flat(run_config(parse_yaml(read_bytes(where).decode(), where=where), where=where).model_dump(mode="json"))
+    stored = run_config(parse_yaml(read_bytes(where).decode(), where=where), where=where)
+    before = flat(stored.model_dump(mode="json"))
     after = flat(config.model_dump(mode="json"))
     changed = [clause for name, clause in changed_settings(before, after).items() if not name.startswith(_FREE)]
     if changed:

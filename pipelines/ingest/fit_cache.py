@@ -76,8 +76,9 @@ def fitted_data(
             f"{directory}: a resumed run goes on with the data it began with, but they have changed: "
             f"{listed(changed)}; restore them, or start a new run under another name"
         )
-    forget(directory)  # until all of it is written
-    save_fitted(directory, found)
+    if not resume or stored is None:  # else the same is stored, and stays as the run was begun with
+        forget(directory)  # until all of it is written
+        save_fitted(directory, found)
     if found.state_spec is not None:
         signature["settings"] |= shape_of(config)
     store(directory, signature)
