@@ -99,6 +99,7 @@ def prepare(
     else:
         context.obj.note(f"{output} holds these sequences already")
     show_summary(context.obj, result)
+    context.obj.next("inspect", output, "--write", "run.yaml")
 
 
 def prepare_events(
@@ -119,15 +120,19 @@ def prepare_events(
 
 @contextmanager
 def phases(console: Console) -> Iterator[Any]:
-    """Gives a callback (phase, done, total) that shows a bar for each phase in turn."""
+    """Gives a callback (phase, done, total) that shows a bar for each phase; its count goes on from the last's."""
     shown: dict[str, Any] = {}
+    before = latest = 0
     with ExitStack() as bars:
 
         def progress(phase: str, done: int, total: int) -> None:
+            nonlocal before, latest
             if phase not in shown:
+                before = latest
                 bars.close()
                 shown[phase] = bars.enter_context(console.counting(PHASES[phase]))
-            shown[phase](done, total)
+            latest = before + total
+            shown[phase](before + done, latest)
 
         yield progress
 

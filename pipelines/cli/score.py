@@ -41,6 +41,7 @@ def evaluate(
     choices = {"plugins": tuple(plugin or ()), "on_bad_rows": on_bad_rows.value, "filter": only}
     with ray_for(context, local_cpus(), address):
         evaluate_data(context.obj, bundle, data, quarantine=quarantine, **choices)
+    context.obj.next("predict", bundle, data, "OUTPUT")
 
 
 def check_inputs(bundle: str, data: str) -> None:
@@ -118,6 +119,11 @@ def predict(
     prediction = planned(bundle, data, output, **choices)
     with ray_for(context, local_cpus(), address):
         show_prediction(context.obj, prediction)
+    if key:
+        names = [word for name in key for word in ("--key", name)]
+        context.obj.next("predict", bundle, "NEXT_DATA", "NEXT_OUTPUT", *names, "--state-from", states_to or output)
+    else:
+        context.obj.next("serve", bundle)
 
 
 def planned(bundle: str, data: str, output: str, **choices: Any) -> Any:

@@ -29,9 +29,10 @@ from model.bundle.run_directory import (
     RAY_TUNE,
     RUN_YAML,
     START,
+    pointed,
     resolve_bundle,
 )
-from model.errors import ConfigError
+from model.errors import ConfigError, TrainingError
 from model.settings import dump_yaml
 from model.storage import exists, join, read_bytes, remove_file, remove_tree, write_bytes
 from pipelines.cluster import malloc
@@ -93,9 +94,16 @@ def train(
         write_start(config, prepared)
         needed = tell_memory(config, prepared, workers, say)
         with followed(config, void_from(config.directory), on_progress, on_report) as told:
-            run_workers(config, workers, gpus, channel, told)
+            try:
+                run_workers(config, workers, gpus, channel, told)
+            except TrainingError as error:
+                if pointed(config.directory, "best") is not None:  # what was learned before has its page, too
+                    kept = replace(finished(config.directory), ended=str(error))
+                    page = reported(config, prepared, kept, time.monotonic() - began, needed).report
+                    say(f"the best bundle so far: {kept.bundle}" + ("" if page is None else f"; report: {page}"))
+                raise
             result = finished(config.directory)
-            told.finish(result.bundle, result.fingerprint)
+            told.finish(result.bundle, result.fingerprint, result.ended or None)
     return reported(config, prepared, result, time.monotonic() - began, needed)
 
 
@@ -128,7 +136,8 @@ def reported(config: RunConfig, prepared: FittedData, result: TrainResult, secon
     from pipelines.report.training import write_report
 
     metrics = read_metrics(config.directory)
-    return replace(result, report=write_report(config, prepared, result.bundle, metrics, seconds, needed))
+    page = write_report(config, prepared, result.bundle, metrics, seconds, needed, result.ended)
+    return replace(result, report=page)
 
 
 def void_from(directory: str) -> int:

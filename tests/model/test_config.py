@@ -42,7 +42,8 @@ def test_a_number_for_dropout_keeps_the_input_and_spreads_over_the_layers(
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["model.dropout_keep_probabilities=1.8"], "dropout_keep_probabilities must lie in (0, 1], but are [1.0, 1.8, 1.8]"),
+        (["model.dropout_keep_probabilities=1.8"],
+         "dropout_keep_probabilities must lie in (0, 1], but are [1.0, 1.8, 1.8]"),
         (["model.dropout_keep_probabilities=true"], "dropout_keep_probabilities must be a list, but is true"),
         (["model.dropout_keep_probabilities=0.8", "model.num_units=x"], "num_units must be a list, but is 'x'"),
     ],

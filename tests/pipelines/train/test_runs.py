@@ -95,6 +95,21 @@ def test_unrolled_workers_stop_early_keep_the_best_and_say_why(make_run: Callabl
     assert len(checkpoint_names(f"{result.directory}/train")) == 2, "Ray Train keeps the two it was told of last"
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_loss_that_is_no_number_is_told_in_status_and_report(make_run: Callable[..., RunConfig]) -> None:
+    config = make_run(optimizer="SGD", learning_rate=1e5, gradient_clipping_norm=None, evaluate_every_steps=1, steps=60)
+    lines = list[str]()
+    with pytest.raises(TrainingError) as raised:
+        train(config, say=lines.append)
+    why = str(raised.value)
+    assert json.loads(Path(config.directory, "status.json").read_text())["reason"] == why
+    report = Path(config.directory, "report.html")
+    assert f"<dt>Why training ended</dt><dd>{why}</dd>" in report.read_text()
+    assert lines[-1].startswith(f"the best bundle so far: {config.directory}/bundles/step_")
+    assert lines[-1].endswith(f"; report: {report}")
+
+
 @pytest.mark.soak
 @pytest.mark.usefixtures("local_ray")
 def test_the_rows_of_a_loss_that_is_no_number_are_listed(make_run: Callable[..., RunConfig], data: Path) -> None:
