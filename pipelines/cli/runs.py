@@ -61,7 +61,7 @@ def _table(lines: list[RunLine]) -> str:
     from pipelines.console import duration
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "kind", "status", "why", "step", "best", "updated", "resumable", "bundle"):
+    for heading in ("run", "kind", "status", "step", "best", "updated", "resumable", "why", "bundle"):
         table.add_column(heading, justify="right" if heading == "step" else "left", overflow="fold")
     for line in lines:
         best = "" if line.value is None else f"{line.metric} {line.value:.4f}"
@@ -69,7 +69,7 @@ def _table(lines: list[RunLine]) -> str:
         step = "" if line.step is None else f"{line.step}"
         resumable = "yes" if line.resumable else ""
         why = _shortened(line.reason or "")
-        table.add_row(line.name, line.kind, line.status, why, step, best, ago, resumable, line.bundle or "")
+        table.add_row(line.name, line.kind, line.status, step, best, ago, resumable, why, line.bundle or "")
     stream = io.StringIO()
     Console(file=stream, width=WIDTH, no_color=True).print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
