@@ -11,6 +11,7 @@ runs/<name>/train/          Ray Train's own: checkpoints to resume from
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -97,10 +98,7 @@ def train(
             try:
                 run_workers(config, workers, gpus, channel, told)
             except TrainingError as error:
-                if pointed(config.directory, "best") is not None:  # what was learned before has its page, too
-                    kept = replace(finished(config.directory), ended=str(error))
-                    page = reported(config, prepared, kept, time.monotonic() - began, needed).report
-                    say(f"the best bundle so far: {kept.bundle}" + ("" if page is None else f"; report: {page}"))
+                tell_kept(config, prepared, str(error), time.monotonic() - began, needed, say)
                 raise
             result = finished(config.directory)
             told.finish(result.bundle, result.fingerprint, result.ended or None)
@@ -127,6 +125,18 @@ def tell_memory(config: RunConfig, prepared: FittedData, workers: tuple[int, int
     if warning is not None:
         say(warning)
     return str(needed)
+
+
+def tell_kept(
+    config: RunConfig, prepared: FittedData, why: str, seconds: float, needed: str, say: Callable[[str], None]
+) -> None:
+    """What a training that has failed leaves: its best bundle and a page, unless no bundle was any good."""
+    if pointed(config.directory, "best") is None:
+        return
+    kept = replace(finished(config.directory), ended=why)
+    if all(map(math.isfinite, kept.metrics.values())):  # else its page would fail, and hide why training did
+        page = reported(config, prepared, kept, seconds, needed).report
+        say(f"the best bundle so far: {kept.bundle}" + ("" if page is None else f"; report: {page}"))
 
 
 def reported(config: RunConfig, prepared: FittedData, result: TrainResult, seconds: float, needed: str) -> TrainResult:
