@@ -8,6 +8,7 @@ May import: pipelines.tracking.
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,10 @@ class Console:
         """A line about what is going on; dropped when quiet."""
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
+
+    def next(self, *words: str) -> None:
+        """The command to type next; what people have to fill in stands in capitals. Dropped when quiet."""
+        self.note(f"next: {shlex.join(['dynamic-rnn', *words])}")
 
     def table(self, title: str, rows: Mapping[str, Any]) -> None:
         """Names and values, aligned."""

@@ -29,6 +29,9 @@ from model.bundle.bundle import Bundle, save_bundle
 from model.errors import ConfigError
 from model.export.check import Arrays, compare, sample
 from model.export.graphs import NEXT, Graph, Port, SequenceGraph, StepGraph, has_operators
+from model.features.categorical import FittedVocabulary
+from model.features.encoded import MISSING_ID
+from model.features.numeric import FittedNumeric
 from model.storage import absolute, exists, is_directory, join, list_names, read_bytes, write_bytes
 from model.storage.filesystems import PathLike
 
@@ -94,6 +97,7 @@ def signature(bundle: Bundle, graphs: list[Graph], files: tuple[str, ...]) -> by
             "…_values": "at least 1: values of an entry, filled up with -1",
             "time": "at least 1: rows without any step are padded to one (onnxruntime fails on arrays of none)",
         },
+        "columns": dict(_transforms(bundle)),
         "graphs": {
             graph.kind: {
                 "files": [name for name in files if name.startswith(f"{graph.kind}.")],
@@ -105,6 +109,38 @@ def signature(bundle: Bundle, graphs: list[Graph], files: tuple[str, ...]) -> by
         },
     }
     return (json.dumps(described, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _transforms(bundle: Bundle) -> Iterator[tuple[str, dict[str, Any]]]:
+    """By source key, how values become numbers or places in a vocabulary; the other kinds stand in docs/onnx.md.
+
+    What `model.json` calls `scale` is multiplied by; here it is `multiply_by`, so that nobody divides.
+    """
+    for key, fitted in bundle.columns.sources.items():
+        if isinstance(fitted, FittedNumeric):
+            yield key, _numbers(fitted)
+        elif isinstance(fitted, FittedVocabulary):
+            yield key, _ids(fitted, key)
+
+
+def _numbers(fitted: FittedNumeric) -> dict[str, Any]:
+    return {
+        "numbers": "(value - subtract) * multiply_by",
+        "before": "log1p" if fitted.log1p else fitted.function,
+        "subtract": fitted.shift or [0.0] * fitted.dimension,
+        "multiply_by": fitted.scale or [1.0] * fitted.dimension,
+        "missing": "an error" if fitted.fill is None else fitted.fill,
+        "behind_the_numbers": "1 where the value is missing, else 0" if fitted.indicator else None,
+    }
+
+
+def _ids(fitted: FittedVocabulary, key: str) -> dict[str, Any]:
+    several = f"{len(fitted.keys)} + FarmHash's Fingerprint64 modulo {fitted.oov_buckets}"
+    return {
+        "ids": f"places in columns.sources[{key!r}].keys of model.json, from 0",
+        "unknown": several if fitted.oov_buckets > 1 else fitted.unknown_id(""),
+        "missing": MISSING_ID,
+    }
 
 
 def _described(port: Port) -> dict[str, Any]:

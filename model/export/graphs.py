@@ -66,7 +66,14 @@ def features_of(columns: FittedColumns, kind: Literal["sequence", "step"]) -> li
     for group, key, column in iterate_sources(columns.columns):
         fitted, source = columns.sources[key], source_of(column)
         if isinstance(fitted, FittedNumeric):
-            add(key, group, source.name, "float32", fitted.width, "numbers, normalized as the columns say")
+            add(
+                key,
+                group,
+                source.name,
+                "float32",
+                fitted.width,
+                f"numbers, normalized as columns[{key!r}] says",
+            )
             continue
         width: int | str = f"{source.name}_values" if fitted.several else 1
         name = source.source.name if isinstance(source, Weighted) else source.name

@@ -113,9 +113,11 @@ def train(
         context, resources.executor, nbytes, room_for(resources), resources.address, workers=resources.workers
     ):
         result = _train(context.obj, run, resume=resume)
+    context.obj.say(f"training ended: {result.ended}")
     context.obj.table(f"best bundle: {result.bundle}", result.metrics | {"fingerprint": result.fingerprint})
     if result.report is not None:
         context.obj.say(f"report: {result.report}")
+    context.obj.next("evaluate", result.directory, run.data.test or "TEST_DATA")
 
 
 def _train(console: Console, run: RunConfig, *, resume: bool = False) -> Any:
@@ -156,8 +158,8 @@ def tune(
     resume_if_exists: ResumeIfExists = False,
 ) -> None:
     """Sweep num_units, cell_type, dropout and more; the best trial's bundle is kept."""
-    from model.bundle.run_directory import has_begun
-    from model.storage import find_files
+    from model.bundle.run_directory import BEST_YAML, has_begun
+    from model.storage import find_files, join
     from pipelines.config import load_run
     from tune.check import check_states, check_sweep
     from tune.config import ray_cpus
@@ -169,7 +171,8 @@ def tune(
     if not resume:
         check_states(run, tuning)
     with ray_for(context, ray_cpus(run) - 2, run.resources.address):
-        _tune(context.obj, run, resume=resume)
+        result = _tune(context.obj, run, resume=resume)
+    context.obj.next("train", join(result.directory, BEST_YAML))
 
 
 def _tune(console: Console, run: RunConfig, *, resume: bool = False) -> Any:
@@ -214,6 +217,7 @@ def serve(
 
 def _told_ready(console: Console, url: str) -> None:
     console.say(f"serving at {url}: POST /v1/predict, GET /v1/model, /docs; Ctrl-C ends it")
+    console.note(f"next, in another terminal: curl {url}/v1/model")
 
 
 def serve_settings(bundle: str, config: Path | None, overrides: list[str], plugins: list[str]) -> Any:
@@ -251,6 +255,7 @@ def demo_data(
     data = write_demo_data(directory, max_bytes=max_bytes)
     for split in (data.train, data.validation, data.test):
         context.obj.say(f"{split.path}: {split.rows} rows, {split.characters} characters of {split.files} source files")
+    context.obj.next("inspect", str(directory / "train"))
 
 
 @app.command()
@@ -306,13 +311,17 @@ def _free_port() -> int:
 
 @app.command()
 def doctor(
+    context: typer.Context,
     directory: Annotated[Path, typer.Argument(help="where runs would be written")] = Path("."),
     start_ray: Annotated[bool, typer.Option("--ray/--no-ray", help="also start Ray and run a task")] = True,
 ) -> None:
     """Check this machine: Python, packages, Ray, GPU, shared memory, ports, write access."""
     from pipelines.cluster.doctor import run
 
-    raise typer.Exit(run(directory, start_ray=start_ray))
+    code = run(directory, start_ray=start_ray)
+    if not code:
+        context.obj.next("demo")
+    raise typer.Exit(code)
 
 
 app.command()(settings)

@@ -35,6 +35,7 @@ def import_tf(
     for note in imported.notes:
         context.obj.note(note)
     context.obj.table(f"bundle: {output}", imported.bundle.provenance | {"fingerprint": imported.bundle.fingerprint})
+    context.obj.next("evaluate", output, "DATA")
 
 
 def export(
@@ -53,3 +54,5 @@ def export(
     loaded = load_bundle(resolve_bundle(bundle))
     context.obj.note("tracing and checking the graphs …")
     context.obj.say(f"exported: {export_bundle(loaded, output)}")
+    context.obj.note("next: run the graphs without this package, as docs/onnx.md shows; or")
+    context.obj.next("serve", output)

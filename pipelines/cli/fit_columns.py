@@ -44,6 +44,7 @@ def fit_columns(
     if output is not None:
         _write(output, prepared)
         context.obj.note(f"written: {output}")
+    context.obj.next("train", config, *(overrides or []))
 
 
 def _fitted(console: Console, run: RunConfig) -> Any:

@@ -70,6 +70,8 @@ def inspect(
         inspection = inspect_data(data, progress=progress, **given)
     told = report(inspection)
     show_and_write(context.obj, told, page, json_path, write)
+    if write is None and told["proposal"]["yaml"] is not None:
+        context.obj.next("inspect", data, "--no-html", "--write", "run.yaml")
     if check and told["counts"]["error"]:
         raise typer.Exit(1)
 

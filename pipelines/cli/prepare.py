@@ -125,6 +125,7 @@ def prepare(
     else:
         context.obj.note(f"{output} holds these sequences already")
     show_summary(context.obj, result)
+    context.obj.next("inspect", output, "--write", "run.yaml")
 
 
 def named_types(given: Iterable[str]) -> dict[str, str]:
@@ -155,15 +156,19 @@ def prepare_events(console: Console, events: str, output: str, settings: Any, pl
 
 @contextmanager
 def phases(console: Console) -> Iterator[Any]:
-    """Gives a callback (phase, done, total) that shows a bar for each phase in turn."""
+    """Gives a callback (phase, done, total) that shows a bar for each phase; its count goes on from the last's."""
     shown: dict[str, Any] = {}
+    before = latest = 0
     with ExitStack() as bars:
 
         def progress(phase: str, done: int, total: int) -> None:
+            nonlocal before, latest
             if phase not in shown:
+                before = latest
                 bars.close()
                 shown[phase] = bars.enter_context(console.counting(PHASES[phase]))
-            shown[phase](done, total)
+            latest = before + total
+            shown[phase](before + done, latest)
 
         yield progress
 

@@ -92,6 +92,7 @@ def evaluate(
     evaluation = planned_evaluation(bundle, data, **choices)
     with executor_for(context, executor, evaluation.found.nbytes, local_cpus(), address):
         show_evaluation(context.obj, evaluation, f"{bundle} on {data}")
+    context.obj.next("predict", bundle, data, "OUTPUT")
 
 
 def planned_evaluation(bundle: str, data: str, **choices: Any) -> Any:
@@ -187,6 +188,11 @@ def predict(
     prediction = planned(bundle, data, output, **choices)
     with executor_for(context, executor, prediction.nbytes, local_cpus(), address):
         show_prediction(context.obj, prediction)
+    if key:
+        names = [word for name in key for word in ("--key", name)]
+        context.obj.next("predict", bundle, "NEXT_DATA", "NEXT_OUTPUT", *names, "--state-from", states_to or output)
+    else:
+        context.obj.next("serve", bundle)
 
 
 def planned(bundle: str, data: str, output: str, **choices: Any) -> Any:

@@ -39,10 +39,16 @@ LEAST_CONFIDENT = 0.005  # of all items: fewer in a bin of confidence tell chanc
 
 
 def write_report(
-    config: RunConfig, prepared: FittedData, bundle: str, metrics: list[dict[str, float]], seconds: float, memory: str
+    config: RunConfig,
+    prepared: FittedData,
+    bundle: str,
+    metrics: list[dict[str, float]],
+    seconds: float,
+    memory: str,
+    ended: str = "",
 ) -> str:
     """Writes the page; returns where it lies. `metrics` are the lines of metrics.jsonl, `seconds` those of
-    training, `memory` what a worker needed.
+    training, `memory` what a worker needed, `ended` why training ended.
     """
     best = load_bundle(bundle)
     page = render(
@@ -55,6 +61,7 @@ def write_report(
         fingerprint=best.fingerprint,
         figures=figures(best.metrics),
         seconds=seconds,
+        ended=ended,
         curves=curves(metrics),
         rows=metrics[-MOST_LINES:],
         keys=told_keys(metrics),

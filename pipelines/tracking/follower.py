@@ -8,11 +8,12 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: "finished" with its best bundle, "failed" or "interrupted"."""
+    """How a training ended: "finished" with its best bundle, "failed" or "interrupted"; `reason` says why, in words."""
 
     status: str = "failed"
     bundle: str | None = None
     fingerprint: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)

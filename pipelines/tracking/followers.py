@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from model.errors import first_line
 from pipelines.config import RunConfig
 from pipelines.tracking.follower import Follower, Outcome
 from pipelines.tracking.run_status import StatusFile
@@ -27,9 +28,9 @@ class Followed:
     on_report: OnReport
     outcome: Outcome = field(default_factory=Outcome)
 
-    def finish(self, bundle: str, fingerprint: str) -> None:
-        """Tells the followers, when the block ends, that all went well."""
-        self.outcome = Outcome("finished", bundle, fingerprint)
+    def finish(self, bundle: str, fingerprint: str, reason: str | None = None) -> None:
+        """Tells the followers, when the block ends, that all went well, and why training ended there."""
+        self.outcome = Outcome("finished", bundle, fingerprint, reason)
 
 
 @contextmanager
@@ -51,6 +52,9 @@ def followed(
             yield told
         except KeyboardInterrupt:
             told.outcome = Outcome("interrupted")
+            raise
+        except Exception as error:
+            told.outcome = Outcome("failed", reason=first_line(error))
             raise
 
 

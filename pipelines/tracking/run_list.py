@@ -32,7 +32,7 @@ class RunLine:
 
     `name` is its directory's path, relative to the one that was searched.
     `kind` is "training" or "sweep". `resumable`: it has not come to its end, nobody trains it, and there is something
-    to go on from.
+    to go on from. `reason` says why its training ended or failed, as its driver knew it.
     """
 
     name: str
@@ -44,6 +44,7 @@ class RunLine:
     bundle: str | None
     kind: str = "training"
     resumable: bool = False
+    reason: str | None = None
 
 
 def list_runs(output: str) -> list[RunLine]:
@@ -92,6 +93,7 @@ def _run_line(name: str, directory: str, *, sweep: bool) -> RunLine:
         bundle=None if best is None else join(directory, best),
         kind="sweep" if sweep else "training",
         resumable=status in ENDED_EARLY and has_more(directory),
+        reason=None if told is None else told.reason,
     )
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Status:
-    """What a driver says of its run. Times are seconds since 1970; `step` is that of the last validation.
+    """What a driver says of its run. Times are seconds since 1970; `step` is that of the last validation; `reason` says
+    why it ended.
 
     `metric` is what the best bundle is best in; None: the validation loss, or that of the training without validation.
     """
@@ -37,6 +38,7 @@ class Status:
     updated: float
     step: int | None = None
     metric: str | None = None
+    reason: str | None = None
 
 
 class StatusFile:
@@ -59,11 +61,12 @@ class StatusFile:
 
     def close(self, outcome: Outcome) -> None:
         """How it ended."""
-        self.tell(outcome.status)
+        self.tell(outcome.status, outcome.reason)
 
-    def tell(self, status: str) -> None:
+    def tell(self, status: str, reason: str | None = None) -> None:
         """Writes how it stands now."""
-        told = Status(status, socket.gethostname(), os.getpid(), self.started, time.time(), self.step, self.metric)
+        here, now = (socket.gethostname(), os.getpid()), time.time()
+        told = Status(status, *here, self.started, now, self.step, self.metric, reason)
         write_bytes(self.where, json.dumps(asdict(told)).encode())
 
 

@@ -11,6 +11,7 @@ runs/<name>/train/          checkpoints to resume from, by either way, and what 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,8 +19,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from model.bundle.bundle import load_bundle
-from model.bundle.run_directory import BUNDLES, ENDED, ERROR, RAY_TRAIN, RUN_YAML, START, resolve_bundle
-from model.errors import ConfigError, ResourceError
+from model.bundle.run_directory import BUNDLES, ENDED, ERROR, RAY_TRAIN, RUN_YAML, START, pointed, resolve_bundle
+from model.errors import ConfigError, ResourceError, TrainingError
 from model.settings import dump_yaml
 from model.storage import exists, join, remove_file, remove_tree, write_bytes
 from pipelines.cluster import malloc
@@ -84,12 +85,16 @@ def train(
         write_start(config, prepared)
         needed = tell_memory(config, prepared, workers, say)
         with followed(config, void_from(config.directory), on_progress, on_report) as told:
-            if channel is None:
-                train_here(config, told, gpu=gpus > 0)
-            else:
-                run_workers(config, workers, gpus, channel, told)
+            try:
+                if channel is None:
+                    train_here(config, told, gpu=gpus > 0)
+                else:
+                    run_workers(config, workers, gpus, channel, told)
+            except TrainingError as error:
+                tell_kept(config, prepared, str(error), time.monotonic() - began, needed, say)
+                raise
             result = finished(config.directory)
-            told.finish(result.bundle, result.fingerprint)
+            told.finish(result.bundle, result.fingerprint, result.ended or None)
     return reported(config, prepared, result, time.monotonic() - began, needed)
 
 
@@ -152,6 +157,18 @@ def tell_memory(config: RunConfig, prepared: FittedData, workers: tuple[int, int
     return str(needed)
 
 
+def tell_kept(
+    config: RunConfig, prepared: FittedData, why: str, seconds: float, needed: str, say: Callable[[str], None]
+) -> None:
+    """What a training that has failed leaves: its best bundle and a page, unless no bundle was any good."""
+    if pointed(config.directory, "best") is None:
+        return
+    kept = replace(finished(config.directory), ended=why)
+    if all(map(math.isfinite, kept.metrics.values())):  # else its page would fail, and hide why training did
+        page = reported(config, prepared, kept, seconds, needed).report
+        say(f"the best bundle so far: {kept.bundle}" + ("" if page is None else f"; report: {page}"))
+
+
 def reported(config: RunConfig, prepared: FittedData, result: TrainResult, seconds: float, needed: str) -> TrainResult:
     """The result with its page, unless none is wanted."""
     if not config.tracking.report:
@@ -159,7 +176,8 @@ def reported(config: RunConfig, prepared: FittedData, result: TrainResult, secon
     from pipelines.report.training import write_report
 
     metrics = read_metrics(config.directory)
-    return replace(result, report=write_report(config, prepared, result.bundle, metrics, seconds, needed))
+    page = write_report(config, prepared, result.bundle, metrics, seconds, needed, result.ended)
+    return replace(result, report=page)
 
 
 def void_from(directory: str) -> int:

@@ -19,6 +19,7 @@ from model.errors import DataError, StateError
 from model.features.fitted_columns import FittedColumns
 from model.features.labels import FittedLabel, PredictionType, ProblemType
 from model.network.network import build_network
+from model.scoring.scorer import Scorer
 from model.scoring.stepper import Stepper
 from tests.fitting import column_stats
 
@@ -181,6 +182,53 @@ def test_values_of_numpy_and_null_are_read_by_the_encoding_of_tables() -> None:
 def test_a_value_that_does_not_fit_is_named(name: str, event: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         stepper(name).event(event, None)
+
+
+@pytest.mark.parametrize("classes", [("no", "maybe", "yes"), (3, 10, 7), None])
+@pytest.mark.parametrize("probabilities", [True, False])
+def test_an_event_tells_the_class_by_its_name_and_the_probabilities_in_the_classes_order(
+    classes: tuple[str | int, ...] | None, probabilities: bool
+) -> None:
+    """Event by event what the whole sequence gives, and both what the logits say."""
+    label = FittedLabel(
+        name="y",
+        problem_type=ProblemType.CLASSIFICATION,
+        prediction_type=PredictionType.MULTIPLE_VALUE,
+        num_classes=3,
+        classes=classes,
+    )
+    columns = ColumnsConfig.model_validate({"sequence": [SOURCES["number"]]})
+    config = ModelConfig(
+        problem_type=label.problem_type,
+        prediction_type=label.prediction_type,
+        columns=columns,
+        label="y",
+        num_units=(3,),
+        predict_probabilities=probabilities,
+    )
+    fitted = FittedColumns.fit(columns, column_stats(ROWS, columns))
+    network = build_network(config, fitted, label, seed=1)
+    with torch.no_grad():
+        network.projection.bias.copy_(torch.tensor([0.0, 0.05, -0.05]))
+        network.projection.weight.mul_(3.0)
+    bundle = bundle_of(network, fitted, label)
+    model = Stepper(bundle)
+    whole = Scorer(bundle).score(ROWS.select(["a"]))
+    names = list(classes or range(3))
+    state, seen = None, set()
+    for t, value in enumerate(ROWS["a"].to_pylist()[0]):
+        logits, _ = model.tensors(model.encode({"a": value}), model._state(state))
+        told, state = model.event({"a": value}, state)
+        seen.add(told["classes"])
+        assert told["classes"] == names[int(logits.argmax())] == whole.predictions["classes"][0].as_py()[t]
+        assert type(told["classes"]) is type(names[0])
+        assert ("probabilities" in told) == probabilities
+        if probabilities:
+            np.testing.assert_allclose(told["probabilities"], torch.softmax(logits[0], 0), atol=1e-6)
+            np.testing.assert_allclose(
+                told["probabilities"], whole.predictions["probabilities"][0].as_py()[t], atol=1e-6
+            )
+    assert len(seen) > 1, "all of one class would not tell names in a wrong order"
 
 
 def test_a_state_that_does_not_fit_is_refused() -> None:

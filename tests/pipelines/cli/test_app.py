@@ -154,6 +154,31 @@ class TestInData:
         check_one_line(invoke("train", make_yaml(tmp_path / "data")), "a.parquet", "must be a whole Parquet file")
 
 
+@pytest.mark.usefixtures("local_ray")
+def test_commands_say_why_training_ended_and_what_to_type_next(
+    make_yaml: Callable[..., str], make_table: Callable[..., pa.Table], tmp_path: Path
+) -> None:
+    data, run = str(write(tmp_path / "data", make_table(rows=12))), str(tmp_path / "runs" / "run")
+    path = make_yaml(data)
+
+    def last(*words: str) -> tuple[str, list[str]]:
+        result = CliRunner().invoke(app, [*words], catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+        return result.stderr.splitlines()[-1], result.stdout.splitlines()
+
+    told, lines = last("train", path)
+    assert lines[0] == "training ended: all of its 2 steps are made"
+    assert told == f"next: dynamic-rnn evaluate {run} TEST_DATA"
+    assert last("evaluate", run, data)[0] == f"next: dynamic-rnn predict {run} {data} OUTPUT"
+    chained = ("predict", run, data, str(tmp_path / "out"), "--key", "key")
+    assert last(*chained)[0] == (
+        f"next: dynamic-rnn predict {run} NEXT_DATA NEXT_OUTPUT --key key --state-from {tmp_path / 'out'}"
+    )
+    assert last("predict", run, data, str(tmp_path / "plain"))[0] == f"next: dynamic-rnn serve {run}"
+    assert "all of its 2 steps are made" in last("runs", str(tmp_path / "runs"))[1][1]
+    assert last("fit-columns", path, "name=other")[0] == f"next: dynamic-rnn train {path} name=other"
+
+
 def test_help_and_settings_answer_without_heavy_imports() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from pipelines.cli.app import app; "

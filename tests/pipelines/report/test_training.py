@@ -151,8 +151,11 @@ def test_a_regression_shows_its_residuals(
     network = build_network(config.model, prepared.columns, prepared.label, 1)
     save_bundle(tmp_path / "bundle", bundle_of(network, prepared.columns, prepared.label))
     lines = [{"step": 2.0, "train_loss": 1.0}, {"step": 4.0, "train_loss": float("nan")}]
-    where = write_report(config, prepared, str(tmp_path / "bundle"), lines, 1.0, "12 MiB")
+    where = write_report(
+        config, prepared, str(tmp_path / "bundle"), lines, 1.0, "12 MiB", "all of its 2 steps are made"
+    )
     page = Page(Path(where).read_text())
+    assert "<dt>Why training ended</dt><dd>all of its 2 steps are made</dd>" in Path(where).read_text()
     assert "Residuals" in page.headings
     assert "Calibration" not in page.headings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.config import ModelConfig
-from model.errors import ConfigError
+from model.errors import ConfigError, TrainingError
 from pipelines.config import RunConfig, run_config
 from pipelines.tracking.follower import Progress
 from pipelines.tracking.followers import followed
@@ -83,6 +84,22 @@ def scalars(directory: str) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(f"{directory}/tensorboard")
     events.Reload()
     return {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_the_status_says_why_a_training_ended(make_run: MakeRun, tmp_path: Path) -> None:
+    config = make_run(tmp_path)
+
+    def status() -> tuple[str, str | None]:
+        told = json.loads(Path(config.directory, "status.json").read_text())
+        return told["status"], told["reason"]
+
+    with followed(config, 0, None, None) as followers:
+        assert status() == ("running", None)
+        followers.finish(config.directory, "abc", "all of its 5 steps are made")
+    assert status() == ("finished", "all of its 5 steps are made")
+    with pytest.raises(TrainingError), followed(config, 0, None, None):
+        raise TrainingError("step 3: the loss is nan\nand more")
+    assert status() == ("failed", "step 3: the loss is nan")
 
 
 def test_tensorboard_shows_progress_and_validations(make_run: MakeRun, tmp_path: Path) -> None:

@@ -39,6 +39,9 @@ def write_metrics(directory: Path, *lines: dict[str, Any]) -> None:
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+EARLY = "early stopping: validation_loss has not got better in 2 evaluations; the best was 0.25 at step 5"
+
+
 @pytest.fixture
 def runs(tmp_path: Path, make_bundle: Callable[..., Bundle]) -> Path:
     """A finished run with a bundle, one that failed, one whose driver was killed, a sweep, and something else."""
@@ -47,8 +50,8 @@ def runs(tmp_path: Path, make_bundle: Callable[..., Bundle]) -> Path:
     write_metrics(tmp_path / "a", report(5, 0.25), report(10, 0.5))
     save_bundle(tmp_path / "a" / "bundles" / "step_00000005", make_bundle())
     point_to(tmp_path / "a", "best", "bundles/step_00000005")
-    finished.close(Outcome("finished", "bundle", "abc"))
-    begun(tmp_path / "b").close(Outcome())
+    finished.close(Outcome("finished", "bundle", "abc", EARLY))
+    begun(tmp_path / "b").close(Outcome(reason="step 3: the loss is nan"))
     killed = "import sys; from pipelines.tracking.run_status import StatusFile; StatusFile(sys.argv[1])"
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "run.yaml").write_text("{}\n")
@@ -70,6 +73,30 @@ def test_runs_are_listed_with_status_best_metric_and_bundle(runs: Path) -> None:
     assert (lines[0].metric, lines[0].value) == ("validation_loss", 0.25)
     assert lines[0].bundle == str(runs / "a" / "bundles" / "step_00000005")
     assert [line.bundle for line in lines[1:]] == [None, None, None]
+
+
+def test_runs_say_why_they_ended(runs: Path) -> None:
+    assert [line.reason for line in list_runs(str(runs))] == [EARLY, "step 3: the loss is nan", None, None]
+    told = CliRunner().invoke(app, ["runs", str(runs)]).stdout
+    assert " early stopping: validation_loss has not got better in 2 eva…" in told
+    assert " step 3: the loss is nan" in told
+
+
+def test_a_status_of_0_1_0_knows_no_reason(runs: Path) -> None:
+    status = runs / "a" / "status.json"
+    told = json.loads(status.read_text())
+    del told["reason"]
+    status.write_text(json.dumps(told))
+    assert next((line.status, line.reason) for line in list_runs(str(runs))) == ("finished", None)
+
+
+@pytest.mark.parametrize(("latest", "words"), [("a", "evaluate RUN TEST_DATA"), ("d", "tune RUN/run.yaml --resume")])
+def test_runs_end_with_what_to_do_with_the_latest(runs: Path, latest: str, words: str) -> None:
+    (runs / "d" / "metrics.jsonl").touch()
+    status = runs / latest / "status.json"
+    status.write_text(json.dumps({**json.loads(status.read_text()), "updated": 4e9}))
+    told = CliRunner().invoke(app, ["runs", str(runs)]).stderr
+    assert told == f"next: dynamic-rnn {words.replace('RUN', str(runs / latest), 1)}\n"
 
 
 def test_runs_are_found_where_the_demo_leaves_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

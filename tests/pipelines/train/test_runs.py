@@ -21,6 +21,7 @@ from model.bundle.run_directory import checkpoint_names
 from model.errors import DataError, TrainingError
 from model.storage import list_names
 from pipelines.config import RunConfig, run_config
+from pipelines.train import run
 from pipelines.train.run import train
 
 MODEL = {
@@ -93,6 +94,29 @@ def test_unrolled_workers_stop_early_keep_the_best_and_say_why(make_run: Callabl
     assert set(list_names(Path(result.directory, "bundles"))) == expected
     assert load_bundle(result.bundle).provenance["workers"] == 2
     assert len(checkpoint_names(f"{result.directory}/train")) == 2, "Ray Train keeps the two it was told of last"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_loss_that_is_no_number_is_told_in_status_and_report(
+    make_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the bundles of a real training: no settings make a loss fail only after it was good."""
+    config, why, lines = make_run(steps=4, evaluate_every_steps=2), "step 5: the loss is nan", list[str]()
+
+    def then_fails(*given: Any) -> None:
+        run_workers(*given)
+        raise TrainingError(why)
+
+    run_workers = run.run_workers
+    monkeypatch.setattr(run, "run_workers", then_fails)
+    with pytest.raises(TrainingError, match=why):
+        train(config, say=lines.append)
+    assert json.loads(Path(config.directory, "status.json").read_text())["reason"] == why
+    report = Path(config.directory, "report.html")
+    assert f"<dt>Why training ended</dt><dd>{why}</dd>" in report.read_text()
+    assert lines[-1].startswith(f"the best bundle so far: {config.directory}/bundles/step_0000000")
+    assert lines[-1].endswith(f"; report: {report}")
 
 
 @pytest.mark.soak
