@@ -64,6 +64,8 @@ class NestedSchema:
 
     def flat(self) -> pa.Schema:
         """The columns, none of them a struct."""
+        if not any(map(self.is_inside, self.names)):
+            return self.schema
         return pa.schema([pa.field(name, self.type(name)) for name in self.names], self.schema.metadata)
 
     def leaves(self, name: str) -> list[int]:
