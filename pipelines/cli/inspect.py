@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +26,16 @@ def inspect(
     key: Annotated[
         str | None, typer.Option("--key", metavar="COLUMN", help="column that names the entity; default: guessed")
     ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option("--time", metavar="COLUMN", help="of events: column that orders them; default: guessed"),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--columns", metavar="COLUMN", help="read these alone, and label and key (repeatable); default: all"
+        ),
+    ] = None,
     html: Annotated[
         str, typer.Option("--html", metavar="PATH", help="where the page goes, a path or URI")
     ] = "inspect.html",
@@ -42,25 +53,26 @@ def inspect(
     address: Address = None,
 ) -> None:
     """Report on data before training: lengths, columns, label, suspicious things, and a run to start from."""
-    from model.storage import find_files
     from pipelines.config import load_run
 
     if no_values and examples:
         raise _mistake("--examples shows rows and --no-values shows no value: leave one of them out")
     if config is not None and label is not None:
         raise _mistake("--label is for data without a run; change model.label in the file of --config instead")
+    if config is not None and columns:
+        raise _mistake("--columns is for data without a run: with --config its columns are read")
     run = None if config is None else load_run(config)
     page = None if no_html else html
     check_targets(page, json_path, write, force=force)
-    find_files(data)  # before Ray starts: a mistake is told at once
-    with ray_for(context, local_cpus(), address):
-        from pipelines.inspect.report import report
-        from pipelines.inspect.run import inspect_data
+    from pipelines.inspect.report import report
+    from pipelines.inspect.roles import Given
+    from pipelines.inspect.run import inspect_located, is_small, locate
 
-        with context.obj.counting("inspecting row groups") as progress:
-            inspection = inspect_data(
-                data, config=run, label=label, key=key, values=not no_values, sample=examples, progress=progress
-            )
+    given = Given(label, key, time, tuple(columns) if columns else None)
+    located = locate(data, run, given)  # before Ray starts: a mistake is told at once
+    session = nullcontext() if address is None and is_small(located) else ray_for(context, local_cpus(), address)
+    with session, context.obj.counting("inspecting row groups") as progress:
+        inspection = inspect_located(located, run, given, values=not no_values, sample=examples, progress=progress)
     told = report(inspection)
     show_and_write(context.obj, told, page, json_path, write)
     if check and told["counts"]["error"]:
