@@ -189,6 +189,27 @@ def test_a_field_of_any_lists_is_as_python_takes_it(lists: list[Any], data: Any)
     assert column.type == NestedSchema(table.schema).type("x.b")
 
 
+@pytest.mark.parametrize("with_ray", [False, True])
+def test_a_tensor_of_ray_is_steps_of_values_with_its_type_and_without(tmp_path: Path, with_ray: bool) -> None:
+    if with_ray:
+        import ray.data  # noqa: F401 - registers the type
+    told = {"ARROW:extension:name": "ray.data.arrow_tensor_v2", "ARROW:extension:metadata": "[2, 3]"}
+    rows = [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], None, [7.0] * 6]
+    path, kind = tmp_path / "a.parquet", pa.large_list(pa.float64())
+    pq.write_table(pa.table([pa.array(rows, kind)], schema=pa.schema([pa.field("x", kind, metadata=told)])), path)
+    (fragment,) = find_fragments(path, ["x"])
+    column = read_fragment(fragment, ["x"]).column("x")
+    assert column.to_pylist() == [[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], None, [[7.0] * 3] * 2]
+    assert read_whole_fragment(fragment).column("x").type == column.type
+    if not with_ray:
+        rows[2] = [7.0] * 5
+        pq.write_table(pa.table([pa.array(rows, kind)], schema=pa.schema([pa.field("x", kind, metadata=told)])), path)
+        with pytest.raises(DataError) as raised:
+            read_fragment(fragment, ["x"])
+        problem = "must hold tensors of [2, 3] as its metadata say, but some have other sizes"
+        assert str(raised.value) == f"{path}, column 'x': {problem}"
+
+
 # What is whole but cannot be read ---------------------------------------------------------------------------------
 
 
