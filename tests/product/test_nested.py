@@ -12,17 +12,25 @@ import pyarrow.parquet as pq
 import pytest
 
 from model import DynamicRnnEstimator
+from model.batches.arrow_transport import to_arrow
+from model.batches.plan import DataIndex
 from model.bundle.bundle import save_bundle
-from model.columns import Embedding, Numeric, OneHot, Vocabulary
+from model.columns import ColumnsConfig, Embedding, Numeric, OneHot, Vocabulary
+from model.config import ModelConfig
 from model.errors import DataError
+from model.features.categorical import FittedVocabulary
+from model.features.fitted_columns import FittedColumns
 from model.features.labels import PredictionType, ProblemType
 from model.scan.fragment_scan import scan_fragment
 from model.scan.split import SplitBy
 from model.scoring.scorer import Scorer
+from model.tables import parquet
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
 from model.tables.parquet import find_fragments
 from pipelines.evaluate import FragmentEvaluator
+from pipelines.ingest.read_task import Request, RowReader
+from pipelines.inspect.profile_task import Look, profile_fragment
 from pipelines.predict.plan import plan_prediction
 from pipelines.predict.prediction import Choices
 from pipelines.predict.score_task import RowPredictor
@@ -202,3 +210,90 @@ def test_the_struct_itself_is_refused_with_its_fields(files: dict[str, str]) -> 
     assert str(raised.value).endswith(
         "column 'user': must hold values or lists of them, but holds structs; name a field: user.country, user.buys"
     )
+
+
+def test_a_row_group_in_pieces_gives_what_it_gives_whole(
+    fitted: DynamicRnnEstimator, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces are for more text than an array holds: here it only seems so."""
+    rows = nested().to_pylist()
+    for row in (3, 40):
+        rows[row]["hits"]["list"] = [{"element": {"item": "a", "price": float("nan")}}] * 9
+    pq.write_table(pa.Table.from_pylist(rows, nested().schema), files["nested"])
+    (fragment,) = find_fragments(files["nested"], NAMES)
+    bundle, good = fitted.fitted_bundle(), np.delete(np.arange(ROWS), [3, 40])
+    save_bundle(tmp_path / "bundle", bundle)
+    reader = RowReader(bundle.columns, bundle.label)
+
+    def told(directory: Path) -> dict[str, Any]:
+        scan = scan_fragment(fragment, bundle.config, None, fit=True, on_bad=Quarantine(str(directory)))
+        bundle_path, evaluated = str(tmp_path / "bundle"), str(directory / "evaluated")
+        evaluator = FragmentEvaluator(bundle_path, (), None, True, evaluated, device="cpu")
+        rows = reader.read(Request.of(DataIndex((fragment,), scan.lengths), good))
+        with pytest.raises(DataError) as raised:
+            reader.read(Request.of(DataIndex((fragment,), scan.lengths), np.array([0, 40])))
+        return {
+            "scan": scan.to_plain(),
+            "evaluation": evaluator(fragment),
+            "rows": rows,
+            "error": str(raised.value),
+            "bad": pq.read_table(directory, partitioning=None).to_pylist(),
+        }
+
+    whole = told(tmp_path / "whole")
+    monkeypatch.setattr(parquet, "_whole", lambda *_: None)
+    assert len(list(parquet.pieces(parquet.read_fragment(fragment, NAMES)))) == 4
+    cut = told(tmp_path / "cut")
+    rows, others = to_arrow(whole.pop("rows")), to_arrow(cut.pop("rows"))
+    assert rows.equals(others)
+    assert str(cut.pop("bad")) == str(whole.pop("bad"))  # as text, in which NaN is NaN
+    assert cut.pop("error") == whole.pop("error")
+    assert_alike(cut, whole)
+
+
+def assert_alike(one: Any, other: Any) -> None:
+    """Equal, but for the rounding of sums in float32."""
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        for name in one:
+            assert_alike(one[name], other[name])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_alike(*pair)
+    else:
+        assert one == (pytest.approx(other, rel=1e-6) if isinstance(other, float) else other)
+
+
+@pytest.mark.slow
+def test_a_row_group_with_more_text_than_an_array_holds_is_read(tmp_path: Path) -> None:
+    """2.2 GB of text in a few kilobytes: one word, in the dictionary. Takes 6 GB."""
+    rows, words = 2200, 1000
+    one = pa.DictionaryArray.from_arrays(pa.array([0] * (rows * words), pa.int32()), pa.array(["w" * 1000]))
+    offsets = pa.array(range(0, (rows + 1) * words, words), pa.int32())
+    table = pa.table({"text": pa.ListArray.from_arrays(offsets, one), "y": [0, 1] * (rows // 2)})
+    pq.write_table(table, tmp_path / "a.parquet", store_schema=False)
+    (fragment,) = find_fragments(tmp_path, ["text", "y"])
+    config = ModelConfig(
+        problem_type=ProblemType.CLASSIFICATION,
+        prediction_type=PredictionType.SINGLE_VALUE,
+        columns=ColumnsConfig(sequence=(OneHot(source=Vocabulary(name="text")),)),
+        label="y",
+        num_classes=2,
+        num_units=(4,),
+    )
+
+    def on_bad(_fragment: Fragment, errors: Any) -> None:
+        raise AssertionError(errors)
+
+    scan = scan_fragment(fragment, config, None, fit=True, on_bad=on_bad)
+    assert scan.bad_rows == 0
+    assert scan.lengths.tolist() == [words] * rows
+    assert scan.columns["vocabulary:text"].keys == {"w" * 1000: rows * words}
+    sources = {"vocabulary:text": FittedVocabulary(name="text", keys=("w" * 1000,))}
+    reader = RowReader(FittedColumns(columns=config.columns, sources=sources), None)
+    encoded = reader.read(Request.of(DataIndex((fragment,), scan.lengths), np.array([3, 1500, 2199])))
+    assert encoded.lengths_B.tolist() == [words] * 3
+    profile = profile_fragment(fragment, Look(reference="text", label="y"))
+    assert (profile.damage, profile.rows) == (None, rows)
+    assert profile.columns["text"].counts["known_values"] == rows * words

@@ -253,23 +253,6 @@ def test_an_encoding_that_nobody_reads_is_named_with_its_column(tmp_path: Path) 
     )
 
 
-@pytest.mark.slow
-def test_a_row_group_with_more_text_than_an_array_holds_is_read(tmp_path: Path) -> None:
-    """2.2 GB of text in a few kilobytes: one word, in the dictionary. Takes 5 GB."""
-    rows, words = 2200, 1000
-    one = pa.DictionaryArray.from_arrays(pa.array([0] * (rows * words), pa.int32()), pa.array(["w" * 1000]))
-    offsets = pa.array(range(0, (rows + 1) * words, words), pa.int32())
-    table = pa.table({"text": pa.ListArray.from_arrays(offsets, one), "y": range(rows)})
-    pq.write_table(table, tmp_path / "a.parquet", store_schema=False)
-    (fragment,) = find_fragments(tmp_path, ["text", "y"])
-    read = read_fragment(fragment, ["text", "y"])
-    assert read.column("y").to_pylist() == list(range(rows))
-    assert str(read.column("text").type) == "large_list<item: large_string>"
-    lengths = [len(chunk.flatten()) for chunk in read.column("text").chunks]
-    assert sum(lengths) == rows * words
-    assert len(lengths) > 1
-
-
 # Lists without a group between them and their values, as older writers leave them ----------------------------------
 
 

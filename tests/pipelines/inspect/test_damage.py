@@ -138,7 +138,7 @@ def test_where_the_peek_meets_damage_alone_it_looks_further(tmp_path: Path) -> N
 def test_a_row_group_is_decoded_once_also_for_a_run(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
     read = parquet._read
-    monkeypatch.setattr(parquet, "_read", lambda *of: decoded.append(of) or read(*of))
+    monkeypatch.setattr(parquet, "_read", lambda *of, **how: decoded.append(of) or read(*of, **how))
     fragment = find_fragments(data / "c.parquet", ["x"])[0]
     look = Look(reference="x", label="label", model=run_over(data).model)
     assert profile_fragment(fragment, look).rows == ROWS
