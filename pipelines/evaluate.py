@@ -26,7 +26,7 @@ from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
 from model.tables.hive_paths import PartitionTypes
-from model.tables.parquet import Found, find, first_row, is_stored, read_fragment
+from model.tables.parquet import Found, find, first_row, is_stored, pieces, read_fragment
 from model.tables.prepared import prepared_of
 from pipelines.ingest.row_counts import RowCounts
 from pipelines.quarantine import Quarantine, with_way_out
@@ -205,14 +205,28 @@ class FragmentEvaluator:
                 raise
             reason = Reason(error.problem, None, fragment.rows, fragment.file, None)
             return {"metrics": {}, "filtered": 0, "reasons": [asdict(reason)]}
-        try:
-            return self._evaluated(table, fragment)
-        except DataError as error:
-            raise error.located(file=fragment.file, first_row=first_row(fragment)) from error.__cause__
+        bad: dict[int, DataError] = {}
+        found = [self._piece(fragment, start, piece, bad) for start, piece in pieces(table)]
+        if self.quarantine is not None and bad:
+            self.quarantine(fragment, bad)
+        metrics = merged(part["metrics"] for part in found)
+        reasons = [reason for part in found for reason in part["reasons"]]
+        return {"metrics": metrics, "filtered": sum(part["filtered"] for part in found), "reasons": reasons}
 
-    def _evaluated(self, table: pa.Table, fragment: Fragment) -> dict[str, Any]:
+    def _piece(self, fragment: Fragment, start: int, piece: pa.Table, bad: dict[int, DataError]) -> dict[str, Any]:
+        """What a piece of a row group from row `start` on gives; its bad rows are added to `bad`."""
+        part = replace(fragment, rows=piece.num_rows, first_row=first_row(fragment) + start)
+        errors: dict[int, DataError] = {}
+        try:
+            found = self._evaluated(piece, part, errors)
+        except DataError as error:
+            raise error.located(file=fragment.file, first_row=first_row(part)) from error.__cause__
+        bad.update((start + row, error) for row, error in errors.items())
+        return found
+
+    def _evaluated(self, table: pa.Table, fragment: Fragment, errors: dict[int, DataError]) -> dict[str, Any]:
         rows = np.arange(table.num_rows) if self.where is None else np.flatnonzero(kept_rows(self.where, table))
-        filtered, errors = table.num_rows - len(rows), {}
+        filtered = table.num_rows - len(rows)
         used = table.take(pa.array(rows)) if filtered else table
         try:
             metrics = self._metrics(used)
@@ -220,9 +234,7 @@ class FragmentEvaluator:
             if not self.skip:
                 row = None if error.row is None else int(rows[error.row])
                 raise DataError(error.problem, row=row, column=error.column) from error.__cause__
-            errors = {int(rows[row]): each for row, each in find_bad_rows(used, self._encode).items()}
-            if self.quarantine is not None:
-                self.quarantine(fragment, errors)
+            errors.update((int(rows[row]), each) for row, each in find_bad_rows(used, self._encode).items())
             metrics = self._metrics(table.take(pa.array(rows[~np.isin(rows, list(errors))])))
         reasons = reasons_of(errors, fragment.file, first_row(fragment))
         return {"metrics": metrics, "filtered": filtered, "reasons": [asdict(reason) for reason in reasons]}

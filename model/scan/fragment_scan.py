@@ -5,7 +5,7 @@ The parts merge in fragment order; who calls `scan_fragment` (a loop here, tasks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from model.features.fitted_columns import (
 from model.features.ordered_merge import DataStats
 from model.features.sequence_table import SequenceTable
 from model.features.stats import ColumnStats
-from model.scan.bad_rows import Reason, common_widths, find_bad_rows, reasons_of
+from model.scan.bad_rows import Reason, common_widths, find_bad_rows, merged_reasons, reasons_of
 from model.scan.needed_columns import read_columns
 from model.scan.row_checks import checked_stats
 from model.scan.split import SplitBy, training_rows
@@ -29,7 +29,7 @@ from model.state import StateSpec
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
-from model.tables.parquet import first_row, is_stored, read_fragment
+from model.tables.parquet import first_row, is_stored, pieces, read_fragment
 
 OnBad = Callable[[Fragment, Mapping[int, DataError]], object]  # errors by the row's place in the fragment
 
@@ -113,20 +113,50 @@ def scan_fragment(
         if on_bad is None or not is_stored(fragment):
             raise
         return _unreadable(fragment, config, split, error)
+    scan = partial(
+        _scan_used, config=config, split=split, fit=fit, where=where, unseen_labels=unseen_labels, states=states
+    )
+    return _in_pieces(table, fragment, on_bad, scan)
+
+
+def _in_pieces(
+    table: pa.Table, fragment: Fragment, on_bad: OnBad | None, scan: Callable[..., FragmentScan]
+) -> FragmentScan:
+    """The scan of a row group: of its pieces one after the other, where there are several. Errors name file and row."""
+    scans: list[FragmentScan] = []
+    bad: dict[int, DataError] = {}
+    for start, piece in pieces(table):
+        part = replace(fragment, rows=piece.num_rows, first_row=first_row(fragment) + start)
+        found: list[Mapping[int, DataError]] = []
+        try:
+            scans.append(scan(piece, part, on_bad=None if on_bad is None else lambda _, errors: found.append(errors)))  # noqa: B023
+        except DataError as error:
+            raise error.located(file=fragment.file, first_row=first_row(part)) from error.__cause__
+        bad.update((start + row, error) for errors in found for row, error in errors.items())
+    if on_bad is not None and bad:
+        on_bad(fragment, bad)
     try:
-        return _scan_used(
-            table,
-            fragment,
-            config,
-            split,
-            fit=fit,
-            where=where,
-            on_bad=on_bad,
-            unseen_labels=unseen_labels,
-            states=states,
-        )
+        return scans[0] if len(scans) == 1 else _joined(scans)
     except DataError as error:
-        raise error.located(file=fragment.file, first_row=first_row(fragment)) from error.__cause__
+        raise error.located(file=fragment.file) from error
+
+
+def _joined(scans: Sequence[FragmentScan]) -> FragmentScan:
+    """The scans of a row group's pieces as that of the row group."""
+    columns, labels = scans[0].columns, scans[0].labels
+    for scan in scans[1:]:
+        columns = {key: stats.merge(scan.columns[key]) for key, stats in columns.items()}
+        labels = labels.merge(scan.labels)
+    used = [np.ones(len(scan.lengths), bool) if scan.used is None else scan.used for scan in scans]
+    training = [scan.training for scan in scans if scan.training is not None]
+    return FragmentScan(
+        np.concatenate([scan.lengths for scan in scans]),
+        np.concatenate(training) if training else None,
+        columns,
+        labels,
+        None if all(scan.used is None for scan in scans) else np.concatenate(used),
+        merged_reasons(reason for scan in scans for reason in scan.reasons),
+    )
 
 
 def _unreadable(fragment: Fragment, config: ModelConfig, split: SplitBy | None, error: DataError) -> FragmentScan:

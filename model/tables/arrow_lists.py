@@ -6,6 +6,7 @@ time is. Knows no columns, no torch, no files.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -76,10 +77,14 @@ def stored_type(arrow_type: pa.BaseExtensionType) -> pa.DataType:
         return pa.string()
     if not is_tensor(arrow_type):
         return arrow_type.storage_type
-    kind = arrow_type.storage_type.value_type
-    for size in reversed(_shape(arrow_type)):
-        kind = pa.list_(kind, size)
-    return kind
+    return shaped_type(arrow_type.storage_type.value_type, _shape(arrow_type))
+
+
+def shaped_type(value: pa.DataType, shape: Sequence[int]) -> pa.DataType:
+    """The type of tensors as lists of a fixed size."""
+    for size in reversed(shape):
+        value = pa.list_(value, size)
+    return value
 
 
 def _shape(kind: pa.DataType) -> list[int]:
@@ -96,10 +101,14 @@ def _tensor_lists(array: Array) -> Array:
     if order != sorted(order):
         places = np.arange(len(values)).reshape(len(array), *kind.shape)
         values = values.take(pa.array(places.transpose(0, *(axis + 1 for axis in order)).reshape(-1)))
-    steps, *inner = _shape(kind)
-    for size in reversed(inner):
+    return shaped(values, _shape(kind), array)
+
+
+def shaped(values: Array, shape: Sequence[int], like: Array) -> Array:
+    """The values of all tensors as lists of a fixed size, null where `like` is."""
+    for size in reversed(shape[1:]):
         values = pa.FixedSizeListArray.from_arrays(values, size)
-    return pa.FixedSizeListArray.from_arrays(values, steps, mask=array.is_null() if array.null_count else None)
+    return pa.FixedSizeListArray.from_arrays(values, shape[0], mask=like.is_null() if like.null_count else None)
 
 
 _HEX = np.array([list(f"{byte:02x}".encode()) for byte in range(256)], np.uint8)

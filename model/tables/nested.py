@@ -7,6 +7,8 @@ struct is a null in each of its fields. Knows no files and no models.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -17,7 +19,7 @@ import pyarrow as pa
 
 from model.errors import DataError
 from model.tables import compute as pc
-from model.tables.arrow_lists import Array, is_list, owner, unnest
+from model.tables.arrow_lists import Array, is_list, owner, shaped, shaped_type, unnest
 
 Path = tuple[str, ...]
 _WRAPPERS = {("list", "element"), ("list", "item"), ("bag", "array_element"), ("bag", "array")}
@@ -41,7 +43,10 @@ class NestedSchema:
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
         self._places: dict[str, _Place] = {}
+        self._shapes = {number: shape for number, field in enumerate(schema) if (shape := _shape(field))}
         fields = [dict(_fields(field.type)) for field in schema]
+        for number, shape in self._shapes.items():
+            fields[number] = {(): shaped_type(_storage(schema.field(number).type).value_type, shape)}
         for number, (field, found) in enumerate(zip(schema, fields, strict=True)):
             whole = _Place(number, (), found[()]) if () in found else _Place(number, None, field.type)
             self._places.setdefault(field.name, whole)
@@ -64,6 +69,8 @@ class NestedSchema:
 
     def flat(self) -> pa.Schema:
         """The columns, none of them a struct."""
+        if not any(map(self.is_inside, self.names)):
+            return self.schema
         return pa.schema([pa.field(name, self.type(name)) for name in self.names], self.schema.metadata)
 
     def leaves(self, name: str) -> list[int]:
@@ -88,9 +95,11 @@ class NestedSchema:
         chunks, first = [], 0
         for chunk in column.chunks:
             try:
-                chunks.append(_values(chunk, held.type, place.path or ()))
+                shape = self._shapes.get(place.number)
+                chunks.append(_tensors(chunk, shape) if shape else _values(chunk, held.type, place.path or ()))
             except DataError as error:
-                raise DataError(error.problem, row=first + (error.row or 0), column=name) from error
+                row = None if error.row is None else first + error.row
+                raise DataError(error.problem, row=row, column=name) from error
             first += len(chunk)
         return pa.chunked_array(chunks, place.type)
 
@@ -114,9 +123,10 @@ class NestedSchema:
         return pa.table(columns)
 
     def is_inside(self, name: str) -> bool:
-        """Whether a column stands in structs of another, or in what is put around a list."""
+        """Whether a column stands in structs of another, in what is put around a list, or in a tensor of Ray."""
         place = self._places[name]
-        return place.path is not None and _has_structs(self.schema.field(place.number).type)
+        nested = place.number in self._shapes or _has_structs(self.schema.field(place.number).type)
+        return place.path is not None and nested
 
 
 def with_fields(table: pa.Table, names: Sequence[str]) -> pa.Table:
@@ -129,6 +139,36 @@ def with_fields(table: pa.Table, names: Sequence[str]) -> pa.Table:
             place = table.column_names.index(name) if held else table.num_columns
             table = table.set_column(place, name, column) if held else table.append_column(name, column)
     return table
+
+
+# Ray's tensors, whose lists do not say that they have several dimensions -------------------------------------------
+
+
+def _storage(kind: pa.DataType) -> pa.DataType:
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _shape(field: pa.Field) -> list[int] | None:
+    """The dimensions of a column of Ray's tensors of two dimensions or more; Ray's type is there where Ray is."""
+    told = (field.metadata or {}).get(b"ARROW:extension:name", b"").decode("utf-8", "replace")
+    name = getattr(field.type, "extension_name", told)
+    if not name.startswith("ray.data.arrow_tensor") or not is_list(_storage(field.type)):
+        return None
+    try:
+        shape = list(getattr(field.type, "shape", None) or json.loads(field.metadata[b"ARROW:extension:metadata"]))
+    except (ValueError, TypeError, KeyError):  # a pickle, as earlier versions of Ray wrote it: nobody opens that
+        return None
+    return shape if len(shape) > 1 and all(isinstance(size, int) and size > 0 for size in shape) else None
+
+
+def _tensors(array: Array, shape: Sequence[int]) -> Array:
+    storage = array.storage if isinstance(array, pa.ExtensionArray) else array
+    count = math.prod(shape)
+    try:
+        fixed = storage.cast(pa.list_(storage.type.value_type, count))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"must hold tensors of {shape} as its metadata say, but some have other sizes") from error
+    return shaped(fixed.values.slice(fixed.offset * count, len(fixed) * count), shape, fixed)
 
 
 # Types ----------------------------------------------------------------------------------------------------------

@@ -271,6 +271,19 @@ def read_fragment(fragment: Fragment, columns: Sequence[str]) -> pa.Table:
     return with_path_columns(_read(fragment, columns_in_file(fragment, columns)), fragment, columns)
 
 
+def pieces(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    """(first row, rows) of the pieces of a table: one, or as many as a row group had to be read in.
+
+    No column of a piece holds more than 2 GiB of text, which is what Arrow's functions take of it at once.
+    """
+    first = 0
+    for batch in table.to_batches() if any(column.num_chunks > 1 for column in table.columns) else ():
+        yield first, pa.Table.from_batches([batch])
+        first += batch.num_rows
+    if not first:
+        yield 0, table
+
+
 def read_whole_fragment(fragment: Fragment, *, as_stored: bool = False) -> pa.Table:
     """One row group with all columns of the file, and those from its path. DataError as `read_fragment`.
 

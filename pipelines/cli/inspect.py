@@ -25,6 +25,16 @@ def inspect(
     key: Annotated[
         str | None, typer.Option("--key", metavar="COLUMN", help="column that names the entity; default: guessed")
     ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option("--time", metavar="COLUMN", help="of events: column that orders them; default: guessed"),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--columns", metavar="COLUMN", help="read these alone, and label and key (repeatable); default: all"
+        ),
+    ] = None,
     html: Annotated[
         str, typer.Option("--html", metavar="PATH", help="where the page goes, a path or URI")
     ] = "inspect.html",
@@ -44,30 +54,27 @@ def inspect(
 ) -> None:
     """Report on data before training: lengths, columns, label, suspicious things, and a run to start from."""
     from pipelines.config import load_run
-    from pipelines.inspect.report import report
-    from pipelines.inspect.run import find_data, inspect_data
 
     if no_values and examples:
         raise _mistake("--examples shows rows and --no-values shows no value: leave one of them out")
     if config is not None and label is not None:
         raise _mistake("--label is for data without a run; change model.label in the file of --config instead")
+    if config is not None and columns:
+        raise _mistake("--columns is for data without a run: with --config its columns are read")
     run = None if config is None else load_run(config)
     page = None if no_html else html
     check_targets(page, json_path, write, force=force)
-    found = find_data(data, run)  # before Ray starts: a mistake is told at once
-    given: dict[str, Any] = {
-        "config": run,
-        "label": label,
-        "key": key,
-        "values": not no_values,
-        "sample": examples,
-        "found": found,
-    }
+    from pipelines.inspect.report import report
+    from pipelines.inspect.roles import Given
+    from pipelines.inspect.run import inspect_located, locate
+
+    given = Given(label, key, time, tuple(columns) if columns else None)
+    located = locate(data, run, given)  # before Ray starts: a mistake is told at once
     with (
-        executor_for(context, executor, found.nbytes, local_cpus(), address),
+        executor_for(context, executor, located.nbytes, local_cpus(), address),
         context.obj.counting("inspecting row groups") as progress,
     ):
-        inspection = inspect_data(data, progress=progress, **given)
+        inspection = inspect_located(located, run, given, values=not no_values, sample=examples, progress=progress)
     told = report(inspection)
     show_and_write(context.obj, told, page, json_path, write)
     if write is None and told["proposal"]["yaml"] is not None:

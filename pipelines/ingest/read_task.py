@@ -6,7 +6,7 @@ Knows no torch, so that the tasks' processes never load it, and nothing of ranks
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from model.features.labels import FittedLabel
 from model.registry import import_plugins
 from model.state import StateSpec
 from model.tables.fragments import Fragment
-from model.tables.parquet import first_row, read_fragment
+from model.tables.parquet import first_row, pieces, read_fragment
 from pipelines.cluster.malloc import OF_TASKS, keep_freed_memory
 
 BLOCK_BYTES = 64 * 2**20  # of encoded rows: a window travels at once, or if it is larger in several blocks
@@ -106,15 +106,22 @@ class RowReader:
         firsts = np.searchsorted(rows, starts)
         ends = np.searchsorted(rows, starts + [fragment.rows for fragment in request.fragments])
         parts = [
-            self._encoded(fragment, start, rows[first:end])
+            part
             for fragment, start, first, end in zip(request.fragments, request.starts, firsts, ends, strict=True)
+            for part in self._parts(fragment, start, rows[first:end])
         ]
         # Encoded before they are joined: files may hold a column as different types.
         return take_across(parts, np.searchsorted(rows, request.rows))
 
-    def _encoded(self, fragment: Fragment, start: int, rows: np.ndarray) -> EncodedRows:
-        """Rows of one fragment, whose row 0 has the number `start`."""
-        table = read_fragment(fragment, self.names)
+    def _parts(self, fragment: Fragment, start: int, rows: np.ndarray) -> Iterator[EncodedRows]:
+        """Rows of one fragment, whose row 0 has the number `start`: of each of its pieces."""
+        for first, piece in pieces(read_fragment(fragment, self.names)):
+            low, high = np.searchsorted(rows, [start + first, start + first + piece.num_rows])
+            part = replace(fragment, first_row=first_row(fragment) + first)
+            yield self._encoded(piece, part, start + first, rows[low:high])
+
+    def _encoded(self, table: pa.Table, fragment: Fragment, start: int, rows: np.ndarray) -> EncodedRows:
+        """Rows of a table, whose row 0 has the number `start`."""
         if len(rows) < table.num_rows:
             table = table.take(pa.array(rows - start))
         try:

@@ -91,8 +91,8 @@ class ColumnProfile:
             counts=self.counts + other.counts,
             fixed=all(part.fixed for part in (self, other) if part.told),
             integers=all(part.integers for part in (self, other) if part.told),
-            widths=_span(self.widths, other.widths),
-            characters=_span(self.characters, other.characters),
+            widths=span(self.widths, other.widths),
+            characters=span(self.characters, other.characters),
             distinct=self.distinct.merge(other.distinct),
             top=self.top.merge(other.top),
             quantiles=self.quantiles.merge(other.quantiles),
@@ -119,6 +119,13 @@ class ColumnProfile:
     def distinct_values(self) -> int:
         """How many distinct values there are, exactly or about; an estimate never exceeds the number of values."""
         return min(self.distinct.count, self.counts["known_values"])
+
+    @property
+    def whole(self) -> bool:
+        """Whether all numbers are whole ones, of whatever type: 7, 7.0 and decimal 7 are one value."""
+        if self.kind != NUMBER or not self.counts["known_values"]:
+            return False
+        return self.integers or not any(self.counts[fault] for fault in ("fractions", "nan", "infinite"))
 
     @property
     def dates(self) -> bool:
@@ -179,7 +186,8 @@ class ColumnProfile:
         )
 
 
-def _span(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
+def span(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The least and the most of both."""
     if one is None or other is None:
         return one or other
     return min(one[0], other[0]), max(one[1], other[1])
@@ -247,7 +255,7 @@ def profile_column(array: Array, name: str, file: str, rows: np.ndarray) -> tupl
         kinds=frozenset({_kind(parts.values.type)}),
         counts=counts,
         fixed=pa.types.is_fixed_size_list(array.type),
-        integers=bool(pa.types.is_integer(parts.values.type)),
+        integers=_integers(parts.values.type),
         places=_null_places(parts, file, rows),
     )
     widths, places = _widths(parts, array, file, rows)
@@ -313,6 +321,10 @@ def _widths(
     at = [int(rows[np.searchsorted(starts, step, side="right") - 1]) for step in ends]
     places = {name: Places(((file, row),)) for name, row in zip((NARROWEST, WIDEST), at, strict=True)}
     return (int(widths[ends[0]]), int(widths[ends[1]])), places
+
+
+def _integers(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale <= 0))
 
 
 def _kind(kind: pa.DataType) -> str:

@@ -7,34 +7,48 @@ good to know. Texts name values of the data only where values may be shown.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from model.columns import data_columns
+from model.columns.config import source_of
 from model.config import ModelConfig
+from model.features.fitted_columns import iterate_sources
 from model.scan.needed_columns import optional_columns
 from pipelines.inspect.column_profile import MOST_PLACES, NARROWEST, NUMBER, OTHER, WIDEST, ColumnProfile, Places
 from pipelines.inspect.label_leaks import leak_findings
+from pipelines.inspect.patterns import may_be_ids
 from pipelines.inspect.roles import (
+    AT_END,
+    BY_NAME,
+    CATEGORICAL,
     CONTEXT,
+    FEW_NUMBERS,
     KEY,
     LABEL,
     MOST_CLASSES,
+    MOST_UNALIGNED,
+    NAMED,
     NUMERIC,
     SEQUENCE,
     SEQUENCE_INDEX,
     UNUSED,
+    label_source,
     near_unique,
+    reading_of,
 )
 from pipelines.inspect.row_faults import Damage
 from pipelines.inspect.survey import Survey
+from pipelines.report.formatting import share
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
 MOST_NAMED = 10  # damaged row groups of a file
-FEW_NUMBERS = 20  # different ones; such a label may be meant as classes
+MOST_TIES = 0.01  # of the events: more of them make a model learn the order of files
 RARE_CLASS = 10  # labels; fewer teach little and are lost in a split
 DOMINANT_CLASS = 0.95
 LONG_TAIL = 10  # times the 99th percentile
@@ -61,7 +75,8 @@ class Finding:
 
 def findings(survey: Survey, *, values: bool = True) -> list[Finding]:
     """All that is suspicious, worst first, else in the order of the columns. `values` may be named in the texts."""
-    found = [*_of_damages(survey), *_of_rows(survey, values=values), *_of_lengths(survey), *_of_keys(survey)]
+    found = [*_of_damages(survey), *_of_rows(survey, values=values), *_of_parts(survey), *_of_lengths(survey)]
+    found += [*_of_keys(survey), *_of_ends(survey)]
     for name, profile in survey.columns.items():
         found += _of_column(survey, name, profile, values=values)
     found += _of_label(survey, values=values)
@@ -106,10 +121,20 @@ def rows_of(count: int) -> str:
     return f"{count:,} row" if count == 1 else f"{count:,} rows"
 
 
+def _of_parts(survey: Survey) -> Iterator[Finding]:
+    if survey.parts:
+        names = " and ".join(survey.parts)
+        text = f"{survey.root} holds the parts of a split, {names}: the training part is inspected, a run names each"
+        yield Finding(NOTE, "split-parts", None, text)
+    elif survey.mixed:
+        text = "parts of a split are read as one, so that a model would train on what validates or tests it: name the "
+        yield Finding(WARNING, "split-parts", None, f"{text}directory that holds all parts, or the training part alone")
+
+
 def _of_lengths(survey: Survey) -> Iterator[Finding]:
     for name, told in survey.disagreements.items():
-        used = survey.roles[name].role in (SEQUENCE, LABEL)
-        if told.rows and used:
+        role = survey.roles[name]
+        if told.rows and role.role in (SEQUENCE, LABEL):
             yield Finding(
                 ERROR,
                 "lengths-disagree",
@@ -118,15 +143,57 @@ def _of_lengths(survey: Survey) -> Iterator[Finding]:
                 f"columns of a row must be equally long",
                 told.places,
             )
+        elif role.role == UNUSED and told.rows > MOST_UNALIGNED * survey.rows:
+            text = f"in {told.rows:,} of {rows_of(survey.rows)} its list is not as long as that of "
+            text += f"{survey.look.reference!r}: it is no sequence of theirs, and left out"
+            yield Finding(WARNING, "unaligned", name, text, told.places)
     if survey.lengths is None or not len(survey.lengths):
-        yield Finding(
-            NOTE,
-            "event-table",
-            None,
-            "no column holds lists: if each row is one event, make sequences of them with `dynamic-rnn prepare`",
+        yield from _of_events(survey)
+    else:
+        yield from _of_length_values(survey.lengths)
+
+
+def _of_events(survey: Survey) -> Iterator[Finding]:
+    yield Finding(NOTE, "event-table", None, events_text(survey))
+    ties = survey.ties
+    if ties is not None and ties.tied:
+        text = f"{share_of(ties.tied, ties.events)} events have the time of another event of their key: the order of "
+        text += (
+            f"files and rows decides {share_of(ties.decided, ties.labels)} next values, those that `--label-shift 1` "
         )
-        return
-    yield from _of_length_values(survey.lengths)
+        text += f"would make labels; name what orders them, too: `--time {survey.look.time},COLUMN`"
+        severity = WARNING if ties.tied > MOST_TIES * ties.events else NOTE
+        yield Finding(severity, "ties", survey.look.time, text)
+
+
+def share_of(part: int, whole: int) -> str:
+    """A part of a whole in words: 51 of 100 (51 %)."""
+    return f"{part:,} of {whole:,} ({share(part, whole)})"
+
+
+def events_text(survey: Survey) -> str:
+    """Why these rows are events rather than sequences, and the command that makes sequences of them."""
+    lists = [name for name, told in survey.columns.items() if told.depth and not (told.fixed and told.depth == 1)]
+    nested = [f"{name!r} is {next(iter(told.types))}" for name, told in survey.columns.items() if told.kind == OTHER]
+    if lists:
+        names = ", ".join(map(repr, lists[:3]))
+        why = f"each row looks like one event, whose {names} holds several values (else name columns with --columns)"
+    elif nested:
+        why = f"no column holds lists that can be read ({'; '.join(nested[:3])}): if each row is one event"
+    else:
+        why = "no column holds lists: if each row is one event"
+    return f"{why}, make sequences of them with `{prepare_command(survey)}`"
+
+
+def prepare_command(survey: Survey) -> str:
+    """The command line for an event table, with COLUMN for what could not be guessed."""
+    key, time, label = survey.look.key[:1], survey.look.time, survey.label.name
+    words = ["dynamic-rnn", "prepare", shlex.quote(survey.root), "sequences"]
+    for option, name in (("--key", key[0] if key else None), ("--time", time)):
+        words += [option, "COLUMN" if name is None else shlex.quote(name)]
+    if label is not None and label not in (*key, time) and survey.label.reason in (NAMED, BY_NAME):
+        words += ["--label", shlex.quote(label), "--label-shift", "1"]
+    return " ".join(words)
 
 
 def _of_length_values(lengths: np.ndarray) -> Iterator[Finding]:
@@ -153,8 +220,14 @@ def _of_length_values(lengths: np.ndarray) -> Iterator[Finding]:
 
 
 def _of_keys(survey: Survey) -> Iterator[Finding]:
+    if survey.key_like is not None and survey.lengths is not None:
+        name, why = survey.key_like
+        text = f"seems to name whose rows these are ({why}): the proposal splits by it (data.key), so that no entity "
+        yield Finding(
+            WARNING, "key-like", name, f"{text}trains and validates; name another with --key, or remove data.key"
+        )
     keys = survey.keys
-    if keys is None or not keys.duplicates:
+    if survey.lengths is None or keys is None or not keys.duplicates:
         return
     told = f"{keys.duplicates:,} of {survey.rows:,} rows repeat a key that another row has"
     if len(keys.columns) > 1:
@@ -169,6 +242,16 @@ def _of_keys(survey: Survey) -> Iterator[Finding]:
         yield Finding(NOTE if keys.distinct < 0.5 * survey.rows else WARNING, "duplicate-keys", keys.columns[0], text)
 
 
+def _of_ends(survey: Survey) -> Iterator[Finding]:
+    """Columns that tell a model within a sequence how it ends."""
+    for name in survey.columns:
+        role = survey.roles[name].role
+        if name in survey.at_end and role in (SEQUENCE, CONTEXT):
+            yield Finding(WARNING, "known-at-end", name, f"is {AT_END}; take it out of the run's columns")
+        elif name in survey.at_end and role == UNUSED:
+            yield Finding(NOTE, "known-at-end", name, f"is {AT_END}; it is left out")
+
+
 # Columns --------------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +259,8 @@ def _of_column(survey: Survey, name: str, profile: ColumnProfile, *, values: boo
     yield from _of_types(name, profile)
     yield from _of_bad_numbers(survey, name, profile)
     role = survey.roles[name]
+    if survey.look.model is None and role.reads == NUMERIC and role.role == SEQUENCE:
+        yield from _of_ids(survey, name, profile)
     if role.role in (SEQUENCE, CONTEXT, UNUSED) and not profile.missing and profile.distinct.count == 1:
         only = f", {next(iter(profile.top.counts))!r}" if values and profile.top.counts else ""
         yield Finding(WARNING, "constant", name, f"has one value only{only}: it tells a model nothing")
@@ -205,20 +290,37 @@ def _of_types(name: str, profile: ColumnProfile) -> Iterator[Finding]:
 def _of_bad_numbers(survey: Survey, name: str, profile: ColumnProfile) -> Iterator[Finding]:
     used = survey.roles[name].role not in (UNUSED, KEY)
     for count, code, told, cure in (
-        ("nan", "nan", "NaN", "write missing values as null"),
+        ("nan", "nan", "NaN", "write missing values as null, or declare `nan_is_missing: true` for an input"),
         ("infinite", "infinite", "an infinite number", "write null, or a number"),
         ("beyond_float32", "beyond-float32", "a number beyond float32's range", "scale the column"),
     ):
-        if profile.counts[count]:
-            severity = ERROR if used else NOTE
-            text = f"holds {told} {_times(profile.counts[count])}: training refuses such rows; {cure}"
-            yield Finding(severity, code, name, text, profile.places[count])
+        if not profile.counts[count]:
+            continue
+        found = f"holds {told} {_times(profile.counts[count])}"
+        if code == "nan" and nan_is_borne(survey, name):
+            how = "as the run declares" if survey.look.model is not None else "as the proposal does"
+            text = f"{found}: training refuses such rows unless the column declares `nan_is_missing: true`, {how}"
+            yield Finding(WARNING, code, name, text, profile.places[count])
+            continue
+        severity = ERROR if used else NOTE
+        yield Finding(severity, code, name, f"{found}: training refuses such rows; {cure}", profile.places[count])
     if profile.widths is not None and profile.kind == NUMBER and not profile.integers:
         least, most = profile.widths
         if least != most:
             text = f"holds {least} to {most} numbers a step: must be equally many"
             places = profile.places[NARROWEST] + profile.places[WIDEST]
             yield Finding(ERROR, "widths-disagree", name, text, places)
+
+
+def nan_is_borne(survey: Survey, name: str) -> bool:
+    """Whether a run reads NaN of this column as missing: as it declares, or as the proposal would."""
+    model = survey.look.model
+    if model is None:
+        role = survey.roles[name]
+        return role.role in (SEQUENCE, CONTEXT) and role.reads == NUMERIC
+    sources = [source_of(column) for _, _, column in iterate_sources(model.columns)]
+    mine = [source for source in sources if name in data_columns(source)]
+    return bool(mine) and all(getattr(source, "nan_is_missing", False) for source in mine)
 
 
 def _times(count: int) -> str:
@@ -242,6 +344,12 @@ def _of_cardinality(name: str, profile: ColumnProfile) -> Iterator[Finding]:
         counts = f"{about}{profile.distinct_values:,} of {profile.counts['known_values']:,}"
         text = f"almost every value stands once ({counts}): an id? A model cannot learn from it"
         yield Finding(WARNING, "near-unique", name, text)
+
+
+def _of_ids(survey: Survey, name: str, profile: ColumnProfile) -> Iterator[Finding]:
+    if may_be_ids(profile, survey.patterns[name]):
+        text = "holds whole numbers with gaps and without order, which are read as magnitudes: if they are ids, read "
+        yield Finding(WARNING, "ids-as-numbers", name, f"{text}them as a vocabulary (`type: embedding`)")
 
 
 def _of_times(name: str, role: str, profile: ColumnProfile) -> Iterator[Finding]:
@@ -290,6 +398,9 @@ def _of_label(survey: Survey, *, values: bool) -> Iterator[Finding]:
         yield Finding(ERROR, "label-missing", name, text, profile.places.get("null", Places()))
     if is_classification(survey):
         yield from _of_classes(name, profile, values=values)
+    elif profile.distinct.count == 1:
+        only = f", {next(iter(profile.top.counts))!r}" if values and profile.top.counts else ""
+        yield Finding(ERROR, "constant-label", name, f"has one value only{only}: there is nothing to learn")
     elif survey.look.model is None and profile.kind == NUMBER and 1 < profile.distinct.count <= FEW_NUMBERS:
         text = (
             f"holds {profile.distinct.count} different numbers, which are predicted as numbers: if they are classes, "
@@ -297,19 +408,35 @@ def _of_label(survey: Survey, *, values: bool) -> Iterator[Finding]:
         )
         if profile.counts["known_values"] >= RARE_CLASS * profile.distinct.count:
             yield Finding(NOTE, "few-numbers", name, text)
+    elif survey.look.model is None and may_be_ids(profile, survey.patterns[name]):
+        text = (
+            "holds whole numbers with gaps and without order, which are predicted as numbers: if they are ids, set "
+            "model.problem_type: classification, and read their column as a vocabulary"
+        )
+        yield Finding(WARNING, "ids-as-numbers", name, text)
 
 
 def is_classification(survey: Survey) -> bool:
-    """Whether the label is a class: as the run says, else strings, booleans and a few whole numbers are."""
+    """Whether the label is a class: as the run says; else strings, booleans, few whole numbers and codes are, and the
+    later values of what is read as categories."""
     model: ModelConfig | None = survey.look.model
     if model is not None:
         return model.problem_type.value == "classification"
-    if survey.label.name is None:
+    name = survey.label.name
+    if name is None:
         return False
-    profile = survey.columns[survey.label.name]
+    profile, told = survey.columns[name], None if survey.prepared is None else survey.prepared.label
     if profile.kind in ("string", "boolean"):
         return True
-    return profile.integers and profile.distinct.count <= MOST_CLASSES and not profile.counts["negatives"]
+    if not profile.whole or (told is not None and told.column == name and told.change):
+        return False
+    source = label_source(name, survey.prepared)
+    if reading_of(source, profile, survey.patterns[name]) == CATEGORICAL:
+        return True
+    if source in survey.roles and survey.roles[source].reads == CATEGORICAL:
+        return True
+    few = profile.distinct.count <= (MOST_CLASSES if profile.integers else FEW_NUMBERS)
+    return few and not profile.counts["negatives"]
 
 
 def _of_classes(name: str, profile: ColumnProfile, *, values: bool) -> Iterator[Finding]:

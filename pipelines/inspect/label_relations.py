@@ -20,6 +20,9 @@ MOST_PAIRS = 1 << 12  # distinct (value, label) pairs; beyond, what a value deci
 MOST_COUNTED = 1 << 22  # pairs of codes that are counted in an array
 NEXT, PREVIOUS = "next", "previous"
 
+Moments = tuple[float, ...]  # count, means of x and y, squared deviations of both, and their product
+NO_MOMENTS: Moments = (0.0,) * 6
+
 
 @dataclass(frozen=True, eq=False)
 class Entries:
@@ -57,7 +60,7 @@ class Relation:
     pairs: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(
         default_factory=lambda: (np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, np.int64))
     )
-    moments: tuple[float, ...] = (0.0,) * 6
+    moments: Moments = NO_MOMENTS
     last: bool = False
 
     @classmethod
@@ -72,7 +75,7 @@ class Relation:
             equal=int((column.hashes == label.hashes).sum()),
             shifted={} if offsets is None else _shifted(column.hashes, label.hashes, offsets),
             pairs=_pairs_of(column, label),
-            moments=_moments(column.numbers, label.numbers),
+            moments=moments_of(column.numbers, label.numbers),
             last=last,
         )
 
@@ -87,7 +90,7 @@ class Relation:
             equal=self.equal + other.equal,
             shifted=shifted,
             pairs=None if self.pairs is None or other.pairs is None else _joined(self.pairs, other.pairs),
-            moments=_merged(self.moments, other.moments),
+            moments=merged_moments(self.moments, other.moments),
             last=self.last or other.last,
         )
 
@@ -114,10 +117,7 @@ class Relation:
     @property
     def correlation(self) -> float | None:
         """Pearson's, where both are numbers that vary."""
-        count, _, _, xx, yy, xy = self.moments
-        if count < 2 or xx <= 0 or yy <= 0:
-            return None
-        return float(xy / np.sqrt(xx) / np.sqrt(yy))
+        return correlation_of(self.moments)
 
     def shift(self, name: str) -> float | None:
         """The share of steps that equal the label of a neighbouring step."""
@@ -199,13 +199,14 @@ def _joined(
     return _pairs(columns, labels, counts)
 
 
-def _moments(x: np.ndarray | None, y: np.ndarray | None) -> tuple[float, ...]:
+def moments_of(x: np.ndarray | None, y: np.ndarray | None) -> Moments:
+    """Of the pairs of which both are finite."""
     if x is None or y is None:
-        return (0.0,) * 6
+        return NO_MOMENTS
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
     if not len(x):
-        return (0.0,) * 6
+        return NO_MOMENTS
     mean_x, mean_y = float(x.mean()), float(y.mean())
     with np.errstate(over="ignore", invalid="ignore"):
         dx, dy = x - mean_x, y - mean_y
@@ -213,7 +214,15 @@ def _moments(x: np.ndarray | None, y: np.ndarray | None) -> tuple[float, ...]:
         return (float(len(x)), mean_x, mean_y, float((dx * dx).sum()), float((dy * dy).sum()), float((dx * dy).sum()))
 
 
-def _merged(one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, ...]:
+def correlation_of(moments: Moments) -> float | None:
+    """Pearson's, where both numbers vary."""
+    count, _, _, xx, yy, xy = moments
+    if count < 2 or xx <= 0 or yy <= 0:
+        return None
+    return float(xy / np.sqrt(xx) / np.sqrt(yy))
+
+
+def merged_moments(one: Moments, other: Moments) -> Moments:
     """Chan's update of means, squared deviations and their product."""
     if not one[0] or not other[0]:
         return one if one[0] else other

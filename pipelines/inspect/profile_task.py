@@ -23,7 +23,7 @@ from model.tables.arrow_lists import Array, numbers, plain, ranges
 from model.tables.filter_arrow import kept_rows
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
-from model.tables.parquet import first_row, is_stored, read_whole_fragment, with_path_columns
+from model.tables.parquet import first_row, is_stored, read_fragment, read_whole_fragment, with_path_columns
 from pipelines.inspect.column_profile import (
     MOST_PLACES,
     ColumnProfile,
@@ -34,6 +34,7 @@ from pipelines.inspect.column_profile import (
     unnested,
 )
 from pipelines.inspect.label_relations import Entries, Relation
+from pipelines.inspect.patterns import Ends, Groups, Pattern, event_times, groups_of, pattern_of
 from pipelines.inspect.row_faults import Damage, RowFaults, row_faults
 from pipelines.inspect.sketches import Coded, mixed
 
@@ -49,6 +50,8 @@ class Look:
 
     `reference` is the list column whose lengths are the sequences'; `key` the columns that together name a row.
     `model` is what a run would read: its rows are checked as training checks them; `where` is the run's filter.
+    `columns` are what is read, None for all; `groups` may name whose rows these are; `ends` are the times of a
+    sequence's first and last event; `time` orders the events of an event table.
     """
 
     reference: str | None = None
@@ -58,6 +61,10 @@ class Look:
     where: Filter | None = None
     plugins: tuple[str, ...] = ()
     sample: bool = False
+    columns: tuple[str, ...] | None = None
+    groups: tuple[str, ...] = ()
+    ends: tuple[str, str] | None = None
+    time: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +81,9 @@ class Disagreement:
 
 @dataclass(frozen=True, eq=False)
 class FragmentProfile:
-    """What one row group tells. `lengths` are int32 [rows] of the reference column, `keys` uint64 [rows] hashes.
+    """What one row group tells.
 
+    `lengths` are int32 [rows] of the reference column, `keys` uint64 [rows] hashes, `times` float64 [rows] of events.
     `alike` counts, for each list column, how often its length agrees with another's: only where there is no reference.
     """
 
@@ -86,6 +94,9 @@ class FragmentProfile:
     disagreements: dict[str, Disagreement] = field(default_factory=dict)
     alike: dict[str, int] = field(default_factory=dict)
     relations: dict[str, Relation] = field(default_factory=dict)
+    patterns: dict[str, Pattern] = field(default_factory=dict)
+    groups: dict[str, Groups] = field(default_factory=dict)
+    times: np.ndarray | None = None
     faults: RowFaults = field(default_factory=RowFaults)
     sample: list[dict[str, str]] = field(default_factory=list)
     damage: Damage | None = None
@@ -100,6 +111,9 @@ class FragmentProfile:
             "disagreements": {name: [told.rows, list(told.places.found)] for name, told in self.disagreements.items()},
             "alike": self.alike,
             "relations": {name: relation.to_plain() for name, relation in self.relations.items()},
+            "patterns": {name: pattern.to_plain() for name, pattern in self.patterns.items()},
+            "groups": {name: groups.to_plain() for name, groups in self.groups.items()},
+            "times": None if self.times is None else packed(self.times, "<f8"),
             "faults": self.faults.to_plain(),
             "sample": self.sample,
             "damage": None if self.damage is None else asdict(self.damage),
@@ -119,6 +133,9 @@ class FragmentProfile:
             },
             alike=plain["alike"],
             relations={name: Relation.from_plain(told) for name, told in plain["relations"].items()},
+            patterns={name: Pattern.from_plain(told) for name, told in plain["patterns"].items()},
+            groups={name: Groups.from_plain(told) for name, told in plain["groups"].items()},
+            times=None if plain["times"] is None else unpacked(plain["times"], "<f8"),
             faults=RowFaults.from_plain(plain["faults"]),
             sample=plain["sample"],
             damage=None if plain["damage"] is None else Damage(**plain["damage"]),
@@ -138,13 +155,13 @@ class ProfileTask:
 
 
 def profile_fragment(fragment: Fragment, look: Look) -> FragmentProfile:
-    """Reads a row group whole, once, and profiles the rows that the run's filter keeps; of a damaged one, its damage.
+    """Reads a row group once, and profiles the rows that the run's filter keeps; of a damaged one, its damage.
 
     DataError when its bytes cannot be fetched.
     """
     first = first_row(fragment)
     try:
-        table, rows = read_whole_fragment(fragment), first + np.arange(fragment.rows)
+        table, rows = _read(fragment, look.columns), first + np.arange(fragment.rows)
     except DecodeError as error:
         if not is_stored(fragment):
             raise
@@ -160,18 +177,33 @@ def profile_fragment(fragment: Fragment, look: Look) -> FragmentProfile:
     return replace(found, faults=row_faults(whole, look.model, fragment.file, rows))
 
 
+def _read(fragment: Fragment, columns: tuple[str, ...] | None) -> pa.Table:
+    """The columns that the file and its path give."""
+    if columns is None:
+        return read_whole_fragment(fragment)
+    return read_fragment(fragment, [name for name in columns if name not in fragment.absent])
+
+
 def profile_table(table: pa.Table, look: Look, file: str, rows: np.ndarray) -> FragmentProfile:
     """The profile of a table; `rows` are the numbers of its rows in `file`."""
     label = _LabelEntries.of(table, look)
-    columns: dict[str, ColumnProfile] = {}
-    relations: dict[str, Relation] = {}
-    for name in table.column_names:
-        columns[name], coded = profile_column(table.column(name), name, file, rows)
-        if label is not None and coded is not None and name != look.label:
-            relations |= label.relations(name, plain(table.column(name)), coded)
     lengths = None
     if look.reference is not None and look.reference in table.column_names:
         lengths = row_lengths(table.column(look.reference), look.reference)
+    ends = _ends(table, look, lengths)
+    columns: dict[str, ColumnProfile] = {}
+    relations: dict[str, Relation] = {}
+    patterns: dict[str, Pattern] = {}
+    scalars: dict[str, Coded] = {}
+    for name in table.column_names:
+        columns[name], coded = profile_column(table.column(name), name, file, rows)
+        patterns[name] = pattern_of(table.column(name), name, columns[name], coded, ends)
+        if coded is None:
+            continue
+        if not columns[name].depth:
+            scalars[name] = coded
+        if label is not None and name != look.label:
+            relations |= label.relations(name, plain(table.column(name)), coded)
     return FragmentProfile(
         rows=table.num_rows,
         columns=columns,
@@ -180,8 +212,16 @@ def profile_table(table: pa.Table, look: Look, file: str, rows: np.ndarray) -> F
         disagreements={} if lengths is None else _disagreements(table, look, lengths, file, rows),
         alike=_alike(table) if look.reference is None else {},
         relations=relations,
+        patterns=patterns,
+        groups={name: groups_of(name, scalars) for name in look.groups if name in scalars},
+        times=event_times(table, look.time) if look.time is not None and look.time in table.column_names else None,
         sample=_sample(table) if look.sample else [],
     )
+
+
+def _ends(table: pa.Table, look: Look, lengths: np.ndarray | None) -> Ends:
+    times = [event_times(table, name) if name in table.column_names else None for name in look.ends or ()]
+    return Ends(None if lengths is None else lengths.astype(np.float64), *times)
 
 
 # Lengths --------------------------------------------------------------------------------------------------------

@@ -12,13 +12,28 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+
 from model.errors import ConfigError
+from model.scan.split import SplitBy, training_rows
 from model.settings.yaml_text import dump_line, parse_yaml
 from pipelines.config import RunConfig, run_config
 from pipelines.inspect.column_profile import BOOLEAN, ColumnProfile
-from pipelines.inspect.findings import ERROR, findings, is_classification
+from pipelines.inspect.findings import ERROR, events_text, findings, is_classification
 from pipelines.inspect.label_leaks import leaking_columns
-from pipelines.inspect.roles import CATEGORICAL, CONTEXT, LABEL, MOST_CLASSES, NAMED, SEQUENCE, UNUSED, WEIGHT, Role
+from pipelines.inspect.profile_task import Disagreement
+from pipelines.inspect.roles import (
+    CATEGORICAL,
+    CONTEXT,
+    LABEL,
+    MOST_CLASSES,
+    MOST_UNALIGNED,
+    NAMED,
+    SEQUENCE,
+    UNUSED,
+    WEIGHT,
+    Role,
+)
 from pipelines.inspect.sketches import value_order
 from pipelines.inspect.survey import Survey
 
@@ -27,7 +42,8 @@ MOST_VOCABULARY = 1 << 16  # distinct values that are learned by heart; more are
 RARE_KEYS = 1000  # distinct values from which those seen once are no keys
 MOST_DIMENSION = 64
 MOST_CLASSES_WRITTEN = 50
-FEW_ROWS = 100  # fewer are not split
+FEW_ROWS = 100  # fewer are not split; so few keys are tried
+FRACTION = 0.1
 BATCH_SEQUENCES = 64
 PASSES, LEAST_STEPS, MOST_STEPS = 30, 300, 5000
 LEFT_OUT = "left out"
@@ -55,6 +71,9 @@ def propose(survey: Survey, *, values: bool = True) -> Proposal:
 
 
 def _hindrance(survey: Survey) -> str | None:
+    """Why no run can be proposed, and what to do; None where one can."""
+    if survey.look.reference is None:
+        return events_text(survey)
     if not any(role.role == SEQUENCE for role in survey.roles.values()):
         unread = [
             f"{name!r}: {role.reason}"
@@ -67,16 +86,30 @@ def _hindrance(survey: Survey) -> str | None:
     if survey.label.name is None:
         return survey.label.reason
     if not _inputs(survey, SEQUENCE):
-        return "each sequence column is constant or gives the label away"
-    profile = survey.columns[survey.label.name]
+        return (
+            "each sequence column is constant or gives the label away: add columns that change, or name another --label"
+        )
+    return _hindrance_of_label(survey, survey.label.name, survey.columns[survey.label.name])
+
+
+def _hindrance_of_label(survey: Survey, name: str, profile: ColumnProfile) -> str | None:
+    other = "name another with --label"
     if not profile.distinct.count:
-        return f"the label {survey.label.name!r} holds no value"
+        return f"the label {name!r} holds no value: {other}"
     if profile.depth > 1 or profile.fixed:
-        return f"the label {survey.label.name!r} holds lists of lists: it must hold one value a row or a step"
+        return f"the label {name!r} holds lists of lists: it must hold one value a row or a step; {other}"
     if profile.kind not in ("number", "string", "boolean"):
-        return f"the label {survey.label.name!r} must hold numbers or strings, but is {' and '.join(profile.types)}"
-    if is_classification(survey) and profile.distinct.count < 2:
-        return f"the label {survey.label.name!r} has one class only"
+        types = " and ".join(profile.types)
+        return f"the label {name!r} must hold numbers or strings, but is {types}: write it as one, or {other}"
+    if profile.distinct.count < 2:
+        what = "class" if is_classification(survey) else "value"
+        return f"the label {name!r} has one {what} only: there is nothing to learn; {other}"
+    if profile.depth and survey.disagreements.get(name, Disagreement()).rows > MOST_UNALIGNED * survey.rows:
+        return (
+            f"the label {name!r} is not as long as the lists of {survey.look.reference!r} in "
+            f"{survey.disagreements[name].rows:,} of {survey.rows:,} rows: name the columns to read with --columns, or "
+            f"{other}"
+        )
     return None
 
 
@@ -86,7 +119,7 @@ def _hindrance(survey: Survey) -> str | None:
 def _lines(survey: Survey, *, values: bool) -> Iterator[str]:
     yield f"# Proposed by `dynamic-rnn inspect` from {survey.rows:,} rows: a start that trains, not the best model."
     yield "# `dynamic-rnn settings` explains every setting; override any: dynamic-rnn train run.yaml train.steps=100"
-    yield dump_line({"name": _run_name(survey.data)})
+    yield dump_line({"name": _run_name(survey.root)})
     yield "output: runs"
     yield ""
     yield "data:"
@@ -112,12 +145,32 @@ def _run_name(data: str) -> str:
 
 
 def _split_lines(survey: Survey) -> Iterator[str]:
+    key = survey.key.name or (survey.key_like[0] if survey.key_like is not None else None)
+    for part in ("validation", "test"):
+        if part in survey.parts:
+            yield f"  {dump_line({part: survey.parts[part]})}"
+    if "validation" not in survey.parts:
+        fraction, why = _fraction(survey, key)
+        yield f"  validation_fraction: {fraction}" + (f"            # {why}" if why else "")
+        if not fraction:
+            return
+    if key is not None:
+        yield f"  {dump_line({'key': key})}  # its rows never straddle the split"
+
+
+def _fraction(survey: Survey, key: str | None) -> tuple[float, str]:
+    """The share of keys (or rows) that validate, and why it is not a tenth: some must, and some must train."""
     if survey.rows < FEW_ROWS:
-        yield f"  validation_fraction: 0            # {survey.rows} rows are few: all of them train"
-        return
-    yield "  validation_fraction: 0.1"
-    if survey.key.name is not None:
-        yield f"  {dump_line({'key': survey.key.name})}  # its rows never straddle the split"
+        return 0, f"{survey.rows} rows are few: all of them train"
+    values = [] if key is None else list(survey.columns[key].top.counts)
+    if key is None or len(values) != survey.columns[key].distinct.count or len(values) > FEW_ROWS:
+        return FRACTION, ""
+    table = pa.table({key: pa.array([int(value) if isinstance(value, float) else value for value in values])})
+    for fraction in (FRACTION, 0.2, 0.3, 0.5):
+        training = training_rows(table, SplitBy(fraction=fraction, key=key), "")
+        if training.any() and not training.all():
+            return fraction, "" if fraction == FRACTION else f"of {len(values)} keys, a tenth may be none"
+    return 0, f"{len(values)} keys are few: all of them train"
 
 
 def _bad_row_lines(survey: Survey) -> Iterator[str]:
@@ -139,23 +192,25 @@ def _label_lines(survey: Survey, *, values: bool) -> Iterator[str]:
     if weight is not None:
         yield f"  {dump_line({'weight': weight})}{_comment(survey.roles[weight].reason)}"
     if classification:
-        yield from _class_lines(profile, values=values)
-        yield "  predict_probabilities: true"
+        yield from _class_lines(survey, profile, values=values)
+        if profile.distinct.count <= MOST_CLASSES:
+            yield "  predict_probabilities: true"
     else:
         yield "  standardize_label: true           # trained on (label - mean) / deviation"
 
 
-def _class_lines(profile: ColumnProfile, *, values: bool) -> Iterator[str]:
-    count = profile.distinct.count
-    known = sorted(profile.top.counts, key=value_order)
+def _class_lines(survey: Survey, profile: ColumnProfile, *, values: bool) -> Iterator[str]:
+    known = sorted([*profile.top.counts, *survey.late_classes], key=value_order)
+    count = len(known)
     if not profile.distinct.exact or profile.top.error or count > MOST_CLASSES:
-        yield f"  num_classes: auto                 # about {count:,} values: many for classes"
+        yield f"  num_classes: auto                 # about {profile.distinct.count:,} values: many for classes"
         return
-    classes = [int(value) if isinstance(value, bool) else value for value in known]
+    classes = [int(value) if profile.whole or isinstance(value, bool) else value for value in known]
+    late = f"{len(survey.late_classes)} of them in the validation part alone" if survey.late_classes else ""
     if classes == list(range(count)) or profile.kind == BOOLEAN:
-        yield f"  num_classes: {max(count, 2)}"
+        yield f"  num_classes: {max(count, 2)}{_comment(late)}"
     elif values and count <= MOST_CLASSES_WRITTEN:
-        yield f"  {dump_line({'classes': classes})}"
+        yield f"  {dump_line({'classes': classes})}{_comment(late)}"
     else:
         yield f"  num_classes: auto                 # {count} classes, learned from the training rows"
 
@@ -211,9 +266,11 @@ def declaration(name: str, profile: ColumnProfile, role: Role, *, absent: int = 
         declared["normalizer"] = "zscore"
     if profile.widths is not None:
         comments.append(f"{profile.widths[1]} numbers each")
-    if profile.missing_inside or absent:
-        declared |= {"missing": "mean", "indicator": True}
-        comments.append(f"{profile.missing_inside + absent:,} nulls become the mean, and an indicator says so")
+    nan, nulls = profile.counts["nan"], profile.missing_inside + absent
+    if nan or nulls:
+        declared |= {"missing": "mean", "indicator": True} | ({"nan_is_missing": True} if nan else {})
+        told = " and ".join(f"{count:,} {what}" for count, what in ((nulls, "nulls"), (nan, "NaN")) if count)
+        comments.append(f"{told} become the mean, and an indicator says so")
     return declared, "; ".join(comments)
 
 

@@ -31,6 +31,7 @@ def report(inspection: Inspection) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "data": survey.data,
+        "parts": dict(survey.parts),
         "rows": survey.rows,
         "files": survey.files,
         "row_groups": len(survey.fragments),
@@ -40,6 +41,7 @@ def report(inspection: Inspection) -> dict[str, Any]:
         "findings": [finding.to_plain() for finding in inspection.findings],
         "counts": counted,
         "lengths": _lengths(survey),
+        "ties": None if survey.ties is None else asdict(survey.ties),
         "classes": _classes(survey, values=inspection.values),
         "columns": [
             column_report(name, profile, survey.roles[name], values=inspection.values)

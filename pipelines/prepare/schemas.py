@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from model.errors import ConfigError, DataError, first_line
 from model.settings import did_you_mean
+from model.tables.arrow_lists import stored_type
 from pipelines.prepare.keys import key_type
 
 _ZONED = re.compile(r"timestamp\[(s|ms|us|ns),\s*(?:tz=)?([^\]]+)\]")
@@ -60,7 +61,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     if isinstance(kind, pa.UuidType):
         return pa.string()
     if isinstance(kind, pa.BaseExtensionType):
-        return plain_type(kind.storage_type)
+        return plain_type(stored_type(kind))
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
     return pa.string() if pa.types.is_string_view(kind) else kind

@@ -106,13 +106,12 @@ class JsonDecoder:
         for name, value in zip(self._cells, values, strict=True):
             if name not in self.inputs.sequence:
                 continue
-            if value is None:
-                raise DataError("must be a list with one item a step, but is null", column=name)
+            length = 0 if value is None else len(value)  # as a null list of a file is an empty one
             if not first:
-                first, steps = name, len(value)
-            elif len(value) != steps:
+                first, steps = name, length
+            elif length != steps:
                 raise DataError(
-                    f"the lists of a row must be equally long, but this one has {len(value)} steps where {first!r} "
+                    f"the lists of a row must be equally long, but this one has {length} steps where {first!r} "
                     f"has {steps}",
                     column=name,
                 )

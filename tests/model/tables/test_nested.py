@@ -189,6 +189,27 @@ def test_a_field_of_any_lists_is_as_python_takes_it(lists: list[Any], data: Any)
     assert column.type == NestedSchema(table.schema).type("x.b")
 
 
+@pytest.mark.parametrize("with_ray", [False, True])
+def test_a_tensor_of_ray_is_steps_of_values_with_its_type_and_without(tmp_path: Path, with_ray: bool) -> None:
+    if with_ray:
+        import ray.data  # noqa: F401 - registers the type
+    told = {"ARROW:extension:name": "ray.data.arrow_tensor_v2", "ARROW:extension:metadata": "[2, 3]"}
+    rows = [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], None, [7.0] * 6]
+    path, kind = tmp_path / "a.parquet", pa.large_list(pa.float64())
+    pq.write_table(pa.table([pa.array(rows, kind)], schema=pa.schema([pa.field("x", kind, metadata=told)])), path)
+    (fragment,) = find_fragments(path, ["x"])
+    column = read_fragment(fragment, ["x"]).column("x")
+    assert column.to_pylist() == [[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], None, [[7.0] * 3] * 2]
+    assert read_whole_fragment(fragment).column("x").type == column.type
+    if not with_ray:
+        rows[2] = [7.0] * 5
+        pq.write_table(pa.table([pa.array(rows, kind)], schema=pa.schema([pa.field("x", kind, metadata=told)])), path)
+        with pytest.raises(DataError) as raised:
+            read_fragment(fragment, ["x"])
+        problem = "must hold tensors of [2, 3] as its metadata say, but some have other sizes"
+        assert str(raised.value) == f"{path}, column 'x': {problem}"
+
+
 # What is whole but cannot be read ---------------------------------------------------------------------------------
 
 
@@ -232,18 +253,81 @@ def test_an_encoding_that_nobody_reads_is_named_with_its_column(tmp_path: Path) 
     )
 
 
-@pytest.mark.slow
-def test_a_row_group_with_more_text_than_an_array_holds_is_read(tmp_path: Path) -> None:
-    """2.2 GB of text in a few kilobytes: one word, in the dictionary. Takes 5 GB."""
-    rows, words = 2200, 1000
-    one = pa.DictionaryArray.from_arrays(pa.array([0] * (rows * words), pa.int32()), pa.array(["w" * 1000]))
-    offsets = pa.array(range(0, (rows + 1) * words, words), pa.int32())
-    table = pa.table({"text": pa.ListArray.from_arrays(offsets, one), "y": range(rows)})
-    pq.write_table(table, tmp_path / "a.parquet", store_schema=False)
-    (fragment,) = find_fragments(tmp_path, ["text", "y"])
-    read = read_fragment(fragment, ["text", "y"])
-    assert read.column("y").to_pylist() == list(range(rows))
-    assert str(read.column("text").type) == "large_list<item: large_string>"
-    lengths = [len(chunk.flatten()) for chunk in read.column("text").chunks]
-    assert sum(lengths) == rows * words
-    assert len(lengths) > 1
+# Lists without a group between them and their values, as older writers leave them ----------------------------------
+
+
+def required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+HIT = pa.struct([required("item", pa.int32()), required("p", pa.int32())])
+GROUP = b"5\x00\x18\x01x\x15\x02\x15\x06L<\x00\x00\x00"  # required group x (LIST), of one field
+LIST = b"5\x04\x18\x04list\x15\x02\x00"
+INTEGER = b"\x15\x02%\x00\x18\x07element\x00"
+STRUCT = b"5\x00\x18\x07element\x15\x04\x00"
+# What stands in the footer of a file with three levels, and what in one with two: the pages are the same.
+LEGACY: dict[str, tuple[pa.DataType, list[tuple[bytes, bytes]], dict[str, list[Any]]]] = {
+    "repeated int32 x": (
+        pa.int32(),
+        [
+            (b"\x19L5", b"\x19\x2c5"),
+            (GROUP + LIST + INTEGER, b"\x15\x02%\x04\x18\x01x\x00"),
+            (b"\x198\x01x\x04list\x07element", b"\x19\x18\x01x"),
+        ],
+        {"x": [[1, 2], [], [3]]},
+    ),
+    "group x (LIST) { repeated int32 array }": (
+        pa.int32(),
+        [
+            (b"\x19L5", b"\x19\x3c5"),
+            (LIST + INTEGER, b"\x15\x02%\x04\x18\x05array\x00"),
+            (b"\x198\x01x\x04list\x07element", b"\x19\x28\x01x\x05array"),
+        ],
+        {"x": [[1, 2], [], [3]]},
+    ),
+    "repeated group x { item, p }": (
+        HIT,
+        [
+            (b"\x19l5", b"\x19\x4c5"),
+            (GROUP + LIST + STRUCT, b"5\x04\x18\x01x\x15\x04\x00"),
+            (b"\x19H\x01x\x04list\x07element", b"\x19\x28\x01x"),
+        ],
+        {"x.item": [[1, 3], [], [5]], "x.p": [[2, 4], [], [6]]},
+    ),
+    "group x (LIST) { repeated group array { item, p } }": (
+        HIT,
+        [
+            (b"\x19l5", b"\x19\x5c5"),
+            (LIST + STRUCT, b"5\x04\x18\x05array\x15\x04\x00"),
+            (b"\x19H\x01x\x04list\x07element", b"\x19\x38\x01x\x05array"),
+        ],
+        {"x.item": [[1, 3], [], [5]], "x.p": [[2, 4], [], [6]]},
+    ),
+}
+
+
+@pytest.mark.parametrize("schema", LEGACY)
+def test_a_legacy_list_of_two_levels_is_a_list(tmp_path: Path, schema: str) -> None:
+    kind, changes, columns = LEGACY[schema]
+    hits = [[{"item": 1, "p": 2}, {"item": 3, "p": 4}], [], [{"item": 5, "p": 6}]]
+    values = hits if kind == HIT else [[1, 2], [], [3]]
+    field = required("x", pa.list_(required("element", kind)))
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table([pa.array(values, field.type)], schema=pa.schema([field])),
+        path, store_schema=False, compression="none", use_dictionary=False,
+    )  # fmt: skip
+    content = path.read_bytes()
+    size = int.from_bytes(content[-8:-4], "little")
+    pages, footer = content[: -8 - size], content[-8 - size : -8]
+    for before, after in changes:
+        assert before in footer
+        footer = footer.replace(before, after)
+    path.write_bytes(pages + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    assert "list {" not in str(pq.ParquetFile(path).schema)
+    assert NestedSchema(pq.read_schema(path)).names == list(columns)
+    for name, expected in columns.items():
+        (fragment,) = find_fragments(path, [name])
+        assert read_fragment(fragment, [name]).column(name).to_pylist() == expected
+    (fragment,) = find_fragments(path, list(columns))
+    assert read_whole_fragment(fragment).to_pydict() == columns

@@ -175,7 +175,7 @@ class TestCommand:
 
     def test_exit_codes(self, here: Path, data: str) -> None:
         bad = here / "bad.parquet"
-        pq.write_table(pa.table({"x": [[1.0, float("nan")], [2.0]], "label": ["a", "b"]}), bad)
+        pq.write_table(pa.table({"x": [[1.0, float("inf")], [2.0]], "label": ["a", "b"]}), bad)
         assert invoke(str(bad), "--no-html")[0] == 0
         assert invoke(str(bad), "--no-html", "--check")[0] == 1
         assert invoke(data, "--no-html", "--check")[0] == 0
@@ -184,8 +184,8 @@ class TestCommand:
         code, _, told = invoke(str(events), "--no-html", "--write", "run.yaml")
         assert (code, told) == (
             2,
-            "dynamic-rnn: --write: no run is proposed: no column holds lists that a model could read as sequences; "
-            "`dynamic-rnn prepare` makes them of events\n",
+            "dynamic-rnn: --write: no run is proposed: no column holds lists: if each row is one event, make sequences "
+            f"of them with `dynamic-rnn prepare {events} sequences --key COLUMN --time COLUMN`\n",
         )
         assert not (here / "run.yaml").exists()
         broken = here / "broken.parquet"

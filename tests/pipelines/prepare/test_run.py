@@ -390,7 +390,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "--key must name a column of the events, but 'kye' is none; did you mean key?; they have key, time, x, meta",
     ),
     "time": ({"time": "meta"}, "column 'meta': the time must be a timestamp, date, integer or float, but its type is"),
-    "struct key": (
+    "map key": (
         {"key": "meta"},
         "column 'meta': a key must hold texts, whole numbers, booleans or uuids, but its ",
     ),
@@ -405,7 +405,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "--types must name columns of the events, but 'y' is none; they have key, tim",
     ),
     "two parts": ({"context": ["x"], "columns": ["x"]}, "has one part, but 'x' stands under --context and --columns"),
-    "struct": ({}, "column 'meta': must hold values or lists of them, but its type is struct<a: int64>; name the co"),
+    "map": (
+        {},
+        "column 'meta': must hold values or lists of them, but its type is map<string, int64 ('meta')>; name",
+    ),
     "nothing left": ({"context": ["meta"], "label": "x"}, "at least one column must be left for the sequences, but k"),
     "name": ({"columns": ["x"], "time_delta": "x"}, "the sequences would have two columns 'x'; rename that of the ev"),
     "gap": ({"columns": ["x"], "gap": "30"}, "--gap must be a duration such as 30m, because 'time' is timestamp[us], "),
@@ -422,7 +425,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_told_before_anything_is_written(prepared: Prepared, tmp_path: Path, mistake: str) -> None:
     given, message = MISTAKES[mistake]
-    table = pa.table({"key": ["a"], "time": [START], "x": [1.0], "meta": [{"a": 1}]})
+    meta = pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64()))
+    table = pa.table({"key": ["a"], "time": [START], "x": [1.0], "meta": meta})
     with pytest.raises(DynamicRnnError) as caught:
         prepared(table, **given)
     assert message in str(caught.value)

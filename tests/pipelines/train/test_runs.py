@@ -211,9 +211,9 @@ def test_a_worker_killed_while_it_writes_a_checkpoint_changes_nothing(data: Path
     killed = {**settings_of(data, tmp_path / "runs", "killed", **settings), "plugins": ["killer"]}
     (tmp_path / "killer.py").write_text(KILLER)
     runs = []
-    for run in (whole, killed):
-        path = tmp_path / f"{run['name']}.yaml"
-        path.write_text(yaml.safe_dump(run))
+    for each in (whole, killed):
+        path = tmp_path / f"{each['name']}.yaml"
+        path.write_text(yaml.safe_dump(each))
         command = [sys.executable, "-m", "pipelines", "train", str(path)]
         root = str(Path(__file__).resolve().parents[3])
         environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}

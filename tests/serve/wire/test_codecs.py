@@ -18,6 +18,7 @@ from model.features.fitted_columns import FittedColumns
 from model.features.numeric import FittedNumeric
 from model.scoring.scorer import Scored
 from model.state import StateSpec
+from model.tables.arrow_lists import list_lengths
 from serve.config import LimitsConfig
 from serve.wire.arrow_codec import ArrowDecoder, encode_arrow
 from serve.wire.errors import RequestError
@@ -120,6 +121,17 @@ def test_one_event_and_no_event_are_sequences() -> None:
     assert request.table.column("char").to_pylist() == [["a"], []]
 
 
+def test_a_null_list_is_an_empty_one_by_every_door() -> None:
+    nothing = {"char": None, "load": None, "kind": 1, "package": None}
+    by_json = decode({"features": nothing})
+    kinds = {"char": pa.list_(pa.string()), "load": pa.list_(pa.list_(pa.float64())), "package": pa.string()}
+    by_arrow = decode_arrow(pa.table({name: pa.array([value], kinds.get(name)) for name, value in nothing.items()}))
+    assert by_json.errors == by_arrow.errors == {}
+    assert by_json.table.equals(by_arrow.table)
+    for name in ("char", "load"):
+        assert list_lengths(by_json.table.column(name), name).tolist() == [0]
+
+
 JSON_FAULTS = [
     (features(chars=["a", "b"], char=...), "column 'chars': is not a feature of this model; did you mean char?"),
     (
@@ -131,7 +143,10 @@ JSON_FAULTS = [
         "column 'kind': must be given, but is missing; this model reads char, load, kind, package",
     ),
     (features(char="ab"), "column 'char': must be a list of strings, but is 'ab'"),
-    (features(char=None), "column 'char': must be a list with one item a step, but is null"),
+    (
+        features(char=None),
+        "column 'load': the lists of a row must be equally long, but this one has 2 steps where 'char' has 0",
+    ),
     (features(char=["a", 1]), "column 'char': item 1 must be a string, but is 1"),
     (features(char=["a", "b" * 11]), "column 'char': item 1 must be a string of at most 10 characters, but has 11"),
     (features(package=7), "column 'package': must be a string, but is 7"),
