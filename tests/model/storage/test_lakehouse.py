@@ -19,6 +19,8 @@ from model.storage import pinned, search
 from model.storage.search import find_files, search_root
 from model.tables.filters import Filter
 from model.tables.parquet import find, read_fragment
+from pipelines.config import run_config
+from pipelines.ingest.fit_cache import fitted_data, is_current
 
 PLAIN = "write its live rows into a directory of their own as plain Parquet"
 
@@ -234,3 +236,28 @@ def test_a_directory_without_parquet_says_what_it_holds(tmp_path: Path) -> None:
     assert error_of(tmp_path) == (
         f"{tmp_path}: must hold at least one .parquet file, but its 2 files are none, such as a.csv"
     )
+
+
+# A run keeps its version ------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_goes_on_with_the_version_it_began_with(tmp_path: Path) -> None:
+    root = tmp_path / "table"
+    for values in ((1, 2), (3, 4)):
+        write_deltalake(root, rows(*values, y=[0, 1]), mode="append")
+    model = {
+        "problem_type": "classification", "prediction_type": "single_value", "label": "y", "num_units": 3,
+        "columns": {"sequence": [{"type": "numeric", "name": "x", "normalizer": "zscore"}]},
+    }  # fmt: skip
+    data = {"train": str(root), "validation_fraction": 0}
+    config = run_config({"output": str(tmp_path / "runs"), "data": data, "model": model}, where="run.yaml")
+    begun = fitted_data(config)
+    assert (begun.train.rows, is_current(config)) == (4, True)
+    write_deltalake(root, rows(50, 60, y=[0, 1]), mode="append")
+    assert not is_current(config)
+    said: list[str] = []
+    resumed = fitted_data(config, resume=True, say=said.append)
+    assert (resumed.columns, resumed.train.fragments, said) == (begun.columns, begun.train.fragments, [])
+    fresh = fitted_data(config, say=said.append)
+    assert (fresh.train.rows, len(said)) == (6, 1)
+    assert f"data.train was '{root}@v1', but is '{root}@v2'" in said[0]
