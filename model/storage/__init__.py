@@ -20,5 +20,8 @@ from model.storage.filesystems import resolve as resolve
 from model.storage.filesystems import stem as stem
 from model.storage.filesystems import why as why
 from model.storage.filesystems import write_bytes as write_bytes
+from model.storage.lakehouse import pinned as pinned
+from model.storage.lakehouse import snapshot_of as snapshot_of
+from model.storage.lakehouse import without_version as without_version
 from model.storage.search import find_files as find_files
 from model.storage.search import search_root as search_root

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
 from model.errors import DataError
-from model.storage import is_remote, search_root
+from model.storage import is_remote, search_root, snapshot_of
 from model.storage.filesystems import PathLike
 from model.tables.fragments import PartitionValue
 
@@ -43,6 +43,8 @@ def partitions_of(path: PathLike, files: Sequence[str], types: PartitionTypes | 
     A column is of the type that `types` names; else of integers if all its values over all files are written as such,
     and of strings if not: `01` is a code. DataError where a value is not of the declared type.
     """
+    if (table := snapshot_of(path)) is not None:
+        return [Partitions(_declared(table.files[file], types or {}, file), {}) for file in files]
     root = search_root(path, files)
     outer = _texts(root if root in files else f"{root}/")
     inner = [_texts(_name(file)[len(_name(root)) :]) for file in files]
@@ -51,6 +53,14 @@ def partitions_of(path: PathLike, files: Sequence[str], types: PartitionTypes | 
         Partitions(_values(texts, kinds, file), _values(outer, kinds, file))
         for file, texts in zip(files, inner, strict=True)
     ]
+
+
+def _declared(values: Mapping[str, PartitionValue], types: PartitionTypes, file: str) -> dict[str, PartitionValue]:
+    """The values of a Delta table's partition, which its log gives, of the types that are declared."""
+    return {
+        name: value if name not in types or value is None else _value(str(value), types[name], name, file)
+        for name, value in values.items()
+    }
 
 
 def _name(file: str) -> str:

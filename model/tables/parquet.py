@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from model.errors import DataError, DecodeError, first_line, listed
 from model.settings import did_you_mean
-from model.storage import find_files, is_refused, resolve, why
+from model.storage import find_files, is_refused, resolve, snapshot_of, why
 from model.storage.filesystems import PathLike
 from model.tables.arrow_lists import large
 from model.tables.filter_arrow import kept_row_groups
@@ -97,6 +97,8 @@ def find(
         excluded, files = kept.count(False), [file for file, keep in zip(files, kept, strict=True) if keep]
     else:
         excluded = 0
+    if (table := snapshot_of(path)) is not None:
+        optional = [*optional, *table.columns]  # a column that the table has got later is null in older files
     needed = list(dict.fromkeys([*columns, *(where.columns if where is not None else ())]))
     footers = of_each_file(_footer_of, files, parts, repeat(where))
     _check_columns(footers, needed, optional, SchemaAgreement() if agreement is None else agreement)

@@ -17,7 +17,7 @@ from model.bundle.run_directory import METRICS
 from model.errors import ConfigError
 from model.storage import exists, join
 from pipelines.config import RunConfig
-from pipelines.ingest.fit_signature import changes, forget, listed, shape_of, signature_of, store
+from pipelines.ingest.fit_signature import changes, forget, listed, pinned_data, shape_of, signature_of, store
 from pipelines.ingest.fitted_data import FittedData, has_fitted, load_fitted, save_fitted
 from pipelines.ingest.scan import Progress, fit_data
 
@@ -26,6 +26,7 @@ _log = logging.getLogger("dynamic_rnn")
 
 def check_fit(config: RunConfig) -> None:
     """ConfigError where fitting would take away what a run or a sweep was trained on. Changes nothing."""
+    config = pinned_data(config, resume=False)
     if exists(join(config.directory, METRICS)) and (changed := changes(config, signature_of(config))):
         raise ConfigError(
             f"{config.directory} holds a run that was trained on other data or columns: {listed(changed)}; choose "
@@ -38,6 +39,7 @@ def is_current(config: RunConfig) -> bool:
 
     DataError where there are no data.
     """
+    config = pinned_data(config, resume=False)
     signature = signature_of(config)
     return has_fitted(config.directory) and not changes(config, signature)
 
@@ -55,6 +57,7 @@ def fitted_data(
     DataError for bad data;
     ConfigError where a resumed run would go on with other data than it began with.
     """
+    config = pinned_data(config, resume=resume)
     directory, signature = config.directory, signature_of(config)
     stored = load_fitted(directory) if has_fitted(directory) else None
     changed = changes(config, signature) if stored is not None else []

@@ -12,7 +12,17 @@ from typing import Any
 from model.bundle.run_directory import FIT_SIGNATURE
 from model.columns import Vocabulary, Weighted
 from model.columns.config import source_of
-from model.storage import exists, find_files, join, read_bytes, remove_file, resolve, write_bytes
+from model.storage import (
+    exists,
+    find_files,
+    join,
+    pinned,
+    read_bytes,
+    remove_file,
+    resolve,
+    without_version,
+    write_bytes,
+)
 from pipelines.config import RunConfig, changed_settings, flat
 
 FITTED = (
@@ -50,6 +60,20 @@ def shape_of(config: RunConfig) -> dict[str, Any]:
     """The settings that decide the shape of the model's state."""
     model = config.model.model_dump(mode="json")
     return {f"model.{name}": model[name] for name in SHAPING}
+
+
+def pinned_data(config: RunConfig, *, resume: bool) -> RunConfig:
+    """The config with the versions of its Delta tables: those they have now, or of a resumed run had when it began."""
+    where = join(config.directory, FIT_SIGNATURE)
+    before = json.loads(read_bytes(where))["settings"] if resume and exists(where) else {}
+    paths = {}
+    for name in ("train", "validation"):
+        path, stored = getattr(config.data, name), before.get(f"data.{name}")
+        if path is not None and stored is not None and without_version(stored) == path:
+            paths[name] = stored
+        elif path is not None:
+            paths[name] = pinned(path)
+    return config.model_copy(update={"data": config.data.model_copy(update=paths)})
 
 
 def vocabulary_files(config: RunConfig) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from model.bundle.bundle import load_bundle, save_bundle
 from model.bundle.run_directory import resolve_bundle
 from model.errors import ConfigError, DataError, DecodeError
 from model.storage import filesystems as storage
+from model.storage import pinned
 from model.storage.node_copy import node_copy
 from model.storage.search import find_files
 from model.tables.filters import Filter
@@ -92,6 +94,26 @@ def test_row_groups_are_pruned_as_in_local_files(bucket: str) -> None:
         (g, {"year": 2021}) for g in (1, 2)
     ]
     assert (found.excluded_files, found.excluded_rows) == (1, 8)
+
+
+def test_a_delta_table_is_its_live_files_and_its_parts_are_refused(bucket: str, tmp_path: Path) -> None:
+    from deltalake import write_deltalake
+
+    for values in ([1, 2], [3, 4]):
+        table = pa.table({"x": values, "code": ["01", "ü %/"]})
+        write_deltalake(tmp_path, table, partition_by=["code"], mode="overwrite")
+    where = storage.join(bucket, "lake", "größe")
+    for file in filter(Path.is_file, tmp_path.rglob("*")):
+        key = quote(str(file.relative_to(tmp_path)))
+        storage.write_bytes(storage.join(where, key), file.read_bytes())
+    read = [read_fragment(each, ["x", "code"]).to_pylist()[0] for each in find_fragments(where, ["x"])]
+    assert sorted(read, key=lambda row: row["x"]) == [{"x": 3, "code": "01"}, {"x": 4, "code": "ü %/"}]
+    old = find_fragments(where.replace("?", "@v0?"), ["x"])
+    assert sorted(read_fragment(each, ["x"])["x"][0].as_py() for each in old) == [1, 2]
+    assert pinned(where) == where.replace("?", "@v1?")
+    for path in (storage.join(bucket, "lake"), storage.join(where, "code=01"), storage.join(where, "*", "*.parquet")):
+        with pytest.raises(DataError, match=r"is a Delta table; 2 of 4 files are live; name its own directory"):
+            find_files(path)
 
 
 @pytest.mark.parametrize(

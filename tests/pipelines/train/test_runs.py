@@ -221,17 +221,17 @@ def test_a_worker_killed_while_it_writes_a_checkpoint_changes_nothing(data: Path
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        runs.append(Path(run["output"], run["name"]))
+        runs.append(Path(each["output"], each["name"]))
     assert (tmp_path / "killed").exists()
-    one, other = (load_bundle(run / "bundles" / "step_00000014") for run in runs)
+    one, other = (load_bundle(each / "bundles" / "step_00000014") for each in runs)
     assert other.fingerprint == one.fingerprint
-    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
+    lines = [[json.loads(line) for line in (each / "metrics.jsonl").read_text().splitlines()] for each in runs]
     assert [line["step"] for line in lines[1]] == [7, 14]
     assert [line["train_loss"] for line in lines[1]] == [line["train_loss"] for line in lines[0]]
-    for run in runs:
-        names = checkpoint_names(str(run / "train"))
+    for each in runs:
+        names = checkpoint_names(str(each / "train"))
         assert len(names) == 2
-        assert all((run / "train" / name / "MANIFEST.json").exists() for name in names)
+        assert all((each / "train" / name / "MANIFEST.json").exists() for name in names)
 
 
 # The same run again ---------------------------------------------------------------------------------------------------
