@@ -234,7 +234,9 @@ def test_bad_rows_and_states_are_treated_as_in_the_run(
         assert (metrics["rows"], metrics["bad_rows"]) == (4, 2)
         result = predict(path, data, str(tmp_path / "out"))
         assert (result.rows, result.written_rows, result.bad_rows) == (6, 4, 2)
-        with pytest.raises(DataError, match=r"row 1, column 'x': must be .*; --on-bad-rows skip leaves such rows out$"):
+        with pytest.raises(
+            DataError, match=r"row 1, column 'x': must be .*; or leave such rows out with --on-bad-rows skip$"
+        ):
             evaluate(path, data, on_bad_rows="error")
         with pytest.raises(ConfigError, match="but are of another"):
             evaluate(path, data, initial_states="read")

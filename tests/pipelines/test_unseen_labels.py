@@ -20,7 +20,7 @@ from pipelines.evaluate import evaluate
 from pipelines.ingest.fit_cache import fitted_data
 from pipelines.ingest.read_task import Request, RowReader
 from pipelines.train import loop
-from pipelines.train.job import Report
+from pipelines.train.job import Report, job_on
 from pipelines.train.nan_batch import places
 from tune.trial import direct_batches
 
@@ -85,7 +85,7 @@ def test_a_validation_counts_labels_of_no_class(
     assert caplog.messages[0].startswith("column 'y': 2 of 5 labels of the validation rows are of 1 classes that ")
     reports: list[Report] = []
     reader = RowReader(fitted.columns, fitted.label, unseen_labels=True)
-    loop.run(loop.job_on(config, fitted, batches=partial(direct_batches, reader), report=reports.append))
+    loop.run(job_on(config, fitted, batches=partial(direct_batches, reader), report=reports.append))
     assert reports[-1].metrics["validation_unseen_labels"] == 2
     assert reports[-1].metrics["validation_weight"] == 5
     assert 0 < reports[-1].metrics["validation_loss"] < 10

@@ -31,7 +31,7 @@ from pipelines.ingest.fitted_data import FittedData, load_fitted, save_fitted
 from pipelines.ingest.initial_states import InitialStates
 from pipelines.ingest.read_task import Request, RowReader
 from pipelines.train import loop
-from pipelines.train.job import Report
+from pipelines.train.job import Report, job_on
 
 LENGTHS = [3, 0, 5, 1, 2, 4, 0, 6, 2, 3, 7, 1]
 CURE = ", or leave the states out by data.initial_states=ignore"
@@ -80,7 +80,7 @@ def trained(config: RunConfig) -> tuple[FittedData, Report]:
     def batches(plan: Any, start: int, stop: int) -> Iterator[Any]:
         return batching.batches(plan, reader, 0, 1, start, stop)
 
-    job = loop.job_on(config, prepared, batches=batches, report=reports.append, provenance=prepared.provenance)
+    job = job_on(config, prepared, batches=batches, report=reports.append, provenance=prepared.provenance)
     loop.run(job)
     return prepared, reports[-1]
 
@@ -204,7 +204,8 @@ def test_a_row_whose_state_is_bad_is_a_bad_row(make_run: Any, make_table: Any, t
     with pytest.raises(DataError) as error:
         ingest.fit_data(config)
     assert str(error.value) == (
-        f"{tmp_path}/data/a.parquet, row 4, column 'rnn_cell_state_1': must hold 4 numbers, but holds 3"
+        f"{tmp_path}/data/a.parquet, row 4, column 'rnn_cell_state_1': must hold 4 numbers, but holds 3; "
+        "or leave such rows out with data.on_bad_rows=skip"
     )
     skipping = make_run({}, data={"validation": None, "validation_fraction": 0, "on_bad_rows": "skip"})
     prepared = ingest.fit_data(skipping)

@@ -256,7 +256,8 @@ def test_the_command_writes_the_same_and_tells_what_it_found(
     assert "writing sequences: " in notes
     code, again, notes = invoke("prepare", str(events), str(tmp_path / "out"), *WORDS)
     assert (code, again) == (0, told)
-    assert notes == f"{tmp_path / 'out'} holds these sequences already\n"
+    there = tmp_path / "out"
+    assert notes == (f"{there} holds these sequences already\nnext: dynamic-rnn inspect {there} --write run.yaml\n")
 
 
 @pytest.mark.usefixtures("local_ray")
