@@ -118,7 +118,7 @@ def _hindrance_of_label(survey: Survey, name: str, profile: ColumnProfile) -> st
 
 def _lines(survey: Survey, *, values: bool) -> Iterator[str]:
     yield f"# Proposed by `dynamic-rnn inspect` from {survey.rows:,} rows: a start that trains, not the best model."
-    yield "# `dynamic-rnn settings` explains every setting; override any: dynamic-rnn train run.yaml train.steps=100"
+    yield "# `dynamic-rnn settings train` explains a section; override any: dynamic-rnn train run.yaml train.steps=100"
     yield dump_line({"name": _run_name(survey.root)})
     yield "output: runs"
     yield ""

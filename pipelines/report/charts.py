@@ -102,7 +102,8 @@ def lines(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, tit
 
     def draw(axes: Any) -> None:
         for (name, across, up), colour in zip(series, (ACCENT, SECOND), strict=False):
-            axes.plot(across, up, color=colour, linewidth=1.6, label=name)
+            dot = "." if len(across) == 1 else None  # a line of one place would not be seen
+            axes.plot(across, up, color=colour, linewidth=1.6, label=name, marker=dot)
         axes.margins(x=0.01, y=0.05)
         _number_axis(axes.xaxis, whole=all(place % 1 == 0 for _, across, _ in series for place in across))
         _number_axis(axes.yaxis)

@@ -181,14 +181,15 @@ def calibration_chart(found: Diagnostics) -> Any:
     seen = found.confidence_items > LEAST_CONFIDENT * found.confidence_items.sum()
     confidence = found.confidence_sums[seen] / found.confidence_items[seen]
     right = found.confidence_right[seen] / found.confidence_items[seen]
-    series = [("this model", confidence.tolist(), right.tolist()), ("calibrated", [0.0, 1.0], [0.0, 1.0])]
+    most = min(1.0, 1.1 * max([*confidence, *right], default=1.0))  # of many classes none may be likely
+    series = [("this model", confidence.tolist(), right.tolist()), ("calibrated", [0.0, most], [0.0, most])]
     return chart(lines(series, title="Right predictions by confidence", x="confidence", y="share that is right"))
 
 
 def residual_chart(found: Diagnostics) -> Any:
     """Prediction − label."""
     edges, counts, _ = residual_histogram(found)
-    title, x = "Residuals", "prediction minus label (what lies beyond stands at the ends)"
+    title, x = "Residuals", "prediction minus label"
     return chart(histogram(edges.tolist(), counts.tolist(), title=title, x=x, y="items"))
 
 

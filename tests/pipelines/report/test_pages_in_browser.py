@@ -34,7 +34,7 @@ ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
-WIDE, NARROW = 1280, 400
+WIDE, NARROW = 1200, 390
 EVIL = "<script>window.ran = true</script>"
 LONG = "amount_in_euro_including_value_added_tax_and_shipping_costs_after_rebate"
 ROWS = 160

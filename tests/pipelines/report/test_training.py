@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +21,15 @@ from model.scoring.diagnostics import calibration_error, diagnose, residual_hist
 from model.scoring.metrics import batch_state, merged, results
 from pipelines.config import RunConfig, run_config
 from pipelines.ingest import scan as ingest
-from pipelines.report.training import class_table, curves, errors_by_length, figures, sampled, write_report
+from pipelines.report.training import (
+    calibration_chart,
+    class_table,
+    curves,
+    errors_by_length,
+    figures,
+    sampled,
+    write_report,
+)
 
 PROBLEMS = [
     ("classification", "multiple_value"),
@@ -73,6 +82,19 @@ def test_rare_classes_share_a_row_and_a_column(make_bundle: Callable[..., Bundle
     assert sum(told["counts"]) == pytest.approx(confusion.sum())
     assert np.allclose(np.sum(told["shares"], axis=1), 1)
     assert told["shares"][-1][-1] == pytest.approx(confusion[:4, :4].sum() / confusion[:4].sum())
+
+
+@pytest.mark.parametrize("confidence", [0.02, 0.9])
+def test_the_axes_of_calibration_fit_many_classes(confidence: float) -> None:
+    from model.scoring.diagnostics import Diagnostics
+
+    items = np.zeros(25)
+    items[int(confidence * 25)] = 100.0
+    zeros = np.zeros(32)
+    sums = confidence * items
+    chart = str(calibration_chart(Diagnostics(zeros, zeros, np.zeros((2, 2)), items, sums, sums)))
+    ticks = [float(text) for text in re.findall(r">([\d.]+)</text>", chart)]
+    assert confidence / 2 <= max(ticks) <= 1.2 * confidence
 
 
 class Page(HTMLParser):

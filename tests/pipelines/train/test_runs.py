@@ -21,7 +21,7 @@ from model.bundle.run_directory import checkpoint_names
 from model.errors import DataError, TrainingError
 from model.storage import list_names
 from pipelines.config import RunConfig, run_config
-from pipelines.train import run
+from pipelines.train import run as training
 from pipelines.train.run import train
 
 MODEL = {
@@ -108,8 +108,8 @@ def test_a_loss_that_is_no_number_is_told_in_status_and_report(
         run_workers(*given)
         raise TrainingError(why)
 
-    run_workers = run.run_workers
-    monkeypatch.setattr(run, "run_workers", then_fails)
+    run_workers = training.run_workers
+    monkeypatch.setattr(training, "run_workers", then_fails)
     with pytest.raises(TrainingError, match=why):
         train(config, say=lines.append)
     assert json.loads(Path(config.directory, "status.json").read_text())["reason"] == why
