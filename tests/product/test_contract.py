@@ -258,7 +258,7 @@ def test_a_partition_key_is_of_integers_if_all_of_its_values_are(tmp_path: Path)
     tables = [read_fragment(fragment, ["m", "n"]) for fragment in find_fragments(tmp_path, ["m", "n"])]
     rows = [row for table in tables for row in table.to_pylist()]
     assert rows == [
-        each for each in ({"m": "2", "n": -3}, {"m": "x", "n": 2}, {"m": "1", "n": 1}, {"m": "3", "n": None})
+        each for each in ({"m": "2", "n": -3}, {"m": "1", "n": 1}, {"m": "x", "n": 2}, {"m": "3", "n": None})
         for _ in range(2)
     ]  # fmt: skip
 
