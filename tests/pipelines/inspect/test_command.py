@@ -184,8 +184,8 @@ class TestCommand:
         code, _, told = invoke(str(events), "--no-html", "--write", "run.yaml")
         assert (code, told) == (
             2,
-            "dynamic-rnn: --write: no run is proposed: no column holds lists: if each row is one event, make sequences of "
-            f"them with `dynamic-rnn prepare {events} sequences --key COLUMN --time COLUMN`\n",
+            "dynamic-rnn: --write: no run is proposed: no column holds lists: if each row is one event, make sequences "
+            f"of them with `dynamic-rnn prepare {events} sequences --key COLUMN --time COLUMN`\n",
         )
         assert not (here / "run.yaml").exists()
         broken = here / "broken.parquet"
