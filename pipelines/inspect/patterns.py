@@ -268,8 +268,8 @@ def unnamed_key(
 
 @dataclass(frozen=True)
 class Ties:
-    """Events with the time of another event of their key, of all events; and next values that file order decides, of
-    all next values: those of an event that ties, for which one of the tied comes first is not told by their times.
+    """Events with the time of another event of their key, of all events; and next values that the files' order decides,
+    of all next values: where the event ties, or the one whose value it is.
     """
 
     events: int
@@ -287,7 +287,7 @@ def ties_of(keys: np.ndarray, times: np.ndarray) -> Ties:
     tied = np.zeros(len(keys), bool)
     tied[1:] |= same
     tied[:-1] |= same
-    return Ties(len(keys), int(tied.sum()), int(same_key.sum()), int((tied[1:] & same_key).sum()))
+    return Ties(len(keys), int(tied.sum()), int(same_key.sum()), int(((tied[1:] | tied[:-1]) & same_key).sum()))
 
 
 def event_times(table: pa.Table, name: str) -> np.ndarray | None:

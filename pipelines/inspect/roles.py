@@ -63,6 +63,7 @@ PERIOD_NAME = re.compile(r"(^|_)(year|quarter|month|week|weekday|day|date|hour|m
 MOST_UNALIGNED = 0.05  # of the rows: a list that differs in more of them is not one of the sequence
 MOST_GROUPINGS = 4  # columns that are tried
 EVENT_STEPS = 4  # values of a list that one event holds, at most on average
+A_MOMENT = "a point in time, beyond which all later sequences lie: the time between events tells more (--time-delta)"
 AT_END = "known only after a sequence's last event, but the label lies before it: the future as a feature"
 
 
@@ -147,7 +148,7 @@ def choose(
     if prepared is None and SEQUENCE_INDEX not in names:
         time = choose_time(peek.columns, given.time, {label.name, *keys})
         if key.reason != NAMED:
-            entity = choose_entity(peek, {label.name, time})
+            entity = choose_entity(peek, {label.name, time}, named=reference is not None)
             key, keys = (key, keys) if entity is None else (entity, (entity.name or "",))
         if reference is not None and not is_events(peek, keys, time, label.name):
             time = None
@@ -296,14 +297,18 @@ def choose_time(columns: Mapping[str, ColumnProfile], given: str | None, others:
     return None
 
 
-def choose_entity(peek: Merged, others: set[str | None]) -> Choice | None:
-    """The column that names whose events these are: called like an entity, else like a key, with several rows each."""
+def choose_entity(peek: Merged, others: set[str | None], *, named: bool) -> Choice | None:
+    """The column that names whose events these are, with several rows each: called like an entity, or like a key; else
+    the first one, unless it must be `named` so."""
     for pattern in (ENTITY_NAME, KEY_NAME):
         for name, told in peek.columns.items():
             usable = not told.depth and name not in others and (told.kind == STRING or told.whole)
             item = ITEM_NAME.search(words(name))
             if usable and pattern.match(words(name)) and not item and told.distinct_values <= 0.7 * peek.rows:
                 return Choice(name, BY_NAME)
+    for name in () if named else groupings(peek, None, frozenset(), least=1):
+        if name not in others and not ITEM_NAME.search(words(name)):
+            return Choice(name, "guessed: the first column with several rows each")
     return None
 
 
@@ -325,14 +330,16 @@ def is_events(peek: Merged, keys: tuple[str, ...], time: str | None, label: str 
     return short and bool(values) and peek.columns[time].distinct.count > 1
 
 
-def groupings(peek: Merged, label: str | None, in_paths: frozenset[str]) -> tuple[str, ...]:
+def groupings(
+    peek: Merged, label: str | None, in_paths: frozenset[str], least: int = LEAST_GROUPS // 2
+) -> tuple[str, ...]:
     """Columns that may name whose rows these are: whole numbers or strings that stand in several rows each."""
     found = [
         name
         for name, told in peek.columns.items()
         if not told.depth and name != label and (told.kind == STRING or told.whole)
         if name not in in_paths and not INDEX_NAME.match(name) and not PERIOD_NAME.search(words(name))
-        if told.distinct_values >= LEAST_GROUPS // 2 and 1.5 * told.distinct_values <= peek.rows
+        if told.distinct_values >= least and 1.5 * told.distinct_values <= peek.rows
     ]
     return tuple(found[:MOST_GROUPINGS])
 
@@ -353,6 +360,8 @@ def roles_of(
         role = _named_role(name, profile, look)
         if role is None and name in at_end:
             role = Role(UNUSED, reason=AT_END)
+        elif role is None and name in (look.ends or ()):
+            role = Role(UNUSED, reason=A_MOMENT)
         found[name] = role or _input_role(name, profile, patterns[name], look, disagreeing_rows.get(name, 0))
     return found
 
