@@ -28,13 +28,14 @@ from model.tables import parquet
 from model.tables.filters import Filter
 from model.tables.fragments import Fragment
 from model.tables.parquet import find_fragments
-from pipelines.evaluate import FragmentEvaluator
+from pipelines.evaluate import FragmentEvaluator, plan_evaluation
 from pipelines.ingest.read_task import Request, RowReader
 from pipelines.inspect.profile_task import Look, profile_fragment
 from pipelines.predict.plan import plan_prediction
 from pipelines.predict.prediction import Choices
 from pipelines.predict.score_task import RowPredictor
 from pipelines.quarantine import Quarantine
+from pipelines.tasks.task import to_message
 from serve.config import LimitsConfig
 from serve.wire.arrow_codec import ArrowDecoder
 from serve.wire.inputs import Inputs
@@ -118,7 +119,8 @@ def test_a_scan_tells_the_same(fitted: DynamicRnnEstimator, files: dict[str, str
     told = []
     for path in files.values():
         (fragment,) = find_fragments(path, ["hits.item"], where=where)
-        told.append(scan_fragment(fragment, config, split, fit=True, where=where).to_plain())
+        scan = scan_fragment(fragment, config, split, fit=True, where=where)
+        told.append(to_message(scan.to_plain))
     assert told[0] == told[1]
 
 
@@ -129,7 +131,7 @@ def test_evaluation_and_prediction_are_the_same(
     metrics, tables = [], []
     for name, path in files.items():
         (fragment,) = find_fragments(path, NAMES)
-        metrics.append(FragmentEvaluator(str(tmp_path / "bundle"), (), None, False, None, device="cpu")(fragment))
+        metrics.append(FragmentEvaluator(plan_evaluation(str(tmp_path / "bundle"), path), device="cpu")(fragment))
         choices = Choices(keep=("key", "user.country"))
         prediction = plan_prediction(str(tmp_path / "bundle"), path, str(tmp_path / name), choices)
         RowPredictor(prediction, device="cpu")(prediction.blocks[0])
@@ -188,7 +190,7 @@ def test_what_cannot_be_read_is_no_bad_row_group(
         raise AssertionError(errors)
 
     (fragment,) = find_fragments(path, NAMES)
-    evaluator = FragmentEvaluator(str(tmp_path / "bundle"), (), None, True, None, device="cpu")
+    evaluator = FragmentEvaluator(plan_evaluation(str(tmp_path / "bundle"), path, on_bad_rows="skip"), device="cpu")
     choices = Choices(on_bad_rows="skip")
     prediction = plan_prediction(str(tmp_path / "bundle"), str(path), str(tmp_path / "out"), choices)
     doors = (
@@ -227,8 +229,10 @@ def test_a_row_group_in_pieces_gives_what_it_gives_whole(
 
     def told(directory: Path) -> dict[str, Any]:
         scan = scan_fragment(fragment, bundle.config, None, fit=True, on_bad=Quarantine(str(directory)))
-        bundle_path, evaluated = str(tmp_path / "bundle"), str(directory / "evaluated")
-        evaluator = FragmentEvaluator(bundle_path, (), None, True, evaluated, device="cpu")
+        planned = plan_evaluation(
+            str(tmp_path / "bundle"), files["nested"], on_bad_rows="skip", quarantine=str(directory / "evaluated")
+        )
+        evaluator = FragmentEvaluator(planned, device="cpu")
         rows = reader.read(Request.of(DataIndex((fragment,), scan.lengths), good))
         with pytest.raises(DataError) as raised:
             reader.read(Request.of(DataIndex((fragment,), scan.lengths), np.array([0, 40])))
@@ -261,6 +265,8 @@ def assert_alike(one: Any, other: Any) -> None:
         assert len(one) == len(other)
         for pair in zip(one, other, strict=True):
             assert_alike(*pair)
+    elif isinstance(one, np.ndarray):
+        assert_alike(one.tolist(), other.tolist())
     else:
         assert one == (pytest.approx(other, rel=1e-6) if isinstance(other, float) else other)
 
