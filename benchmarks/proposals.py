@@ -6,8 +6,8 @@ Each case is a generator whose best answers are known: next items of sessions wi
 integers), sessions whose hits are structs, a process log with colons in names and values, events split by time with a
 class that comes late, and lists of two levels as older writers leave them. Events are prepared, inspected, trained by
 the proposal untouched, and evaluated on rows made apart. The value is (accuracy − most frequent) / (best − most
-frequent): 0 is a model that has learned nothing, 1 one that knows the generator. Seconds are those of all four steps, in
-a Ray that runs already.
+frequent): 0 is a model that has learned nothing, 1 one that knows the generator. Seconds are those of all four steps,
+in a Ray that runs already.
 """
 
 from __future__ import annotations
