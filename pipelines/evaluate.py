@@ -209,22 +209,29 @@ class FragmentEvaluator:
         found = [self._piece(fragment, start, piece, bad) for start, piece in pieces(table)]
         if self.quarantine is not None and bad:
             self.quarantine(fragment, bad)
-        metrics = merged(part["metrics"] for part in found)
-        reasons = [reason for part in found for reason in part["reasons"]]
-        return {"metrics": metrics, "filtered": sum(part["filtered"] for part in found), "reasons": reasons}
+        return {
+            "metrics": merged(metrics for metrics, _ in found),
+            "filtered": sum(filtered for _, filtered in found),
+            "reasons": [asdict(reason) for reason in reasons_of(bad, fragment.file, first_row(fragment))],
+        }
 
-    def _piece(self, fragment: Fragment, start: int, piece: pa.Table, bad: dict[int, DataError]) -> dict[str, Any]:
-        """What a piece of a row group from row `start` on gives; its bad rows are added to `bad`."""
+    def _piece(
+        self, fragment: Fragment, start: int, piece: pa.Table, bad: dict[int, DataError]
+    ) -> tuple[MetricState, int]:
+        """The sums of a piece of a row group, from row `start` on, and how many rows the filter kept out.
+
+        Its bad rows are added to `bad`.
+        """
         part = replace(fragment, rows=piece.num_rows, first_row=first_row(fragment) + start)
         errors: dict[int, DataError] = {}
         try:
-            found = self._evaluated(piece, part, errors)
+            found = self._evaluated(piece, errors)
         except DataError as error:
             raise error.located(file=fragment.file, first_row=first_row(part)) from error.__cause__
         bad.update((start + row, error) for row, error in errors.items())
         return found
 
-    def _evaluated(self, table: pa.Table, fragment: Fragment, errors: dict[int, DataError]) -> dict[str, Any]:
+    def _evaluated(self, table: pa.Table, errors: dict[int, DataError]) -> tuple[MetricState, int]:
         rows = np.arange(table.num_rows) if self.where is None else np.flatnonzero(kept_rows(self.where, table))
         filtered = table.num_rows - len(rows)
         used = table.take(pa.array(rows)) if filtered else table
@@ -236,8 +243,7 @@ class FragmentEvaluator:
                 raise DataError(error.problem, row=row, column=error.column) from error.__cause__
             errors.update((int(rows[row]), each) for row, each in find_bad_rows(used, self._encode).items())
             metrics = self._metrics(table.take(pa.array(rows[~np.isin(rows, list(errors))])))
-        reasons = reasons_of(errors, fragment.file, first_row(fragment))
-        return {"metrics": metrics, "filtered": filtered, "reasons": [asdict(reason) for reason in reasons]}
+        return metrics, filtered
 
     def _encode(self, table: pa.Table) -> object:
         table, label, _ = self._with_known_labels(table)
