@@ -19,6 +19,7 @@ from model.features.quantile_sketch import QuantileSketch
 from model.features.stats import ColumnStats, numeric_stats
 from model.tables import compute as pc
 from model.tables.arrow_lists import Array, is_list, numbers, owner, plain, unnest
+from model.tables.keys import is_bytes
 from pipelines.inspect.sketches import Coded, Distinct, TopValues
 
 NARROWEST, WIDEST = "narrowest", "widest"  # places of a row with the fewest, the most values in a step
@@ -243,6 +244,8 @@ def profile_column(array: Array, name: str, file: str, rows: np.ndarray) -> tupl
     declared = type_text(array.type)
     array = plain(array)
     parts = unnested(array, name)
+    if is_bytes(parts.values.type):  # text, as every command reads it; what is no UTF-8 is told below
+        parts = replace(parts, values=parts.values.cast(pa.binary()).view(pa.string()))
     counts = Counter(rows=len(array), null_rows=array.null_count) + _list_counts(array, parts, name)
     counts["values"], counts["null_values"] = len(parts.values), parts.values.null_count
     counts["known_values"] = counts["values"] - counts["null_values"]

@@ -308,3 +308,13 @@ def test_a_profile_travels_as_json() -> None:
     again = FragmentProfile.from_plain(json.loads(json.dumps(told.to_plain())))
     assert json.dumps(again.to_plain()) == json.dumps(told.to_plain())
     assert again.sample == [{"x": "[1.0, 2.0]", "k": '"a"', "y": "0"}, {"x": "[]", "k": '"b"', "y": "1"}]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(2)])
+def test_bytes_are_text_where_they_are_utf8(kind: pa.DataType) -> None:
+    texts = pa.array([[b"ab", "é".encode()], None, [b"ab"]], pa.list_(kind))
+    profile, coded = profile_column(texts, "c", "f.parquet", np.arange(3))
+    assert (profile.kind, coded is not None) == ("string", True)
+    assert profile.top.counts == {"ab": 2, "é": 1}
+    other, _ = profile_column(pa.array([[b"\xff\xfe"]], pa.list_(kind)), "c", "f.parquet", np.arange(1))
+    assert (other.kind, other.counts["not_utf8"]) == ("other", 1)
