@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -204,24 +205,37 @@ model.bundle.bundle.write_bytes = write_bytes
 
 
 @pytest.mark.slow
-def test_a_worker_killed_while_it_writes_a_checkpoint_changes_nothing(data: Path, tmp_path: Path) -> None:
-    """Unrolled, so that the checkpoint before lies within a batch; no step enters weights or metrics twice."""
+@pytest.mark.parametrize("executor", ["ray", "local"])
+def test_a_process_killed_while_it_writes_a_checkpoint_changes_nothing(
+    data: Path, tmp_path: Path, executor: str
+) -> None:
+    """Ray Train starts its worker again, a command is resumed; unrolled, so that the checkpoint before lies within a
+    batch. No step enters weights or metrics twice."""
     settings = {"steps": 14, "unroll_steps": 2, "checkpoint_every_steps": 1, "evaluate_every_steps": 7}
     whole = settings_of(data, tmp_path / "runs", "whole", **settings)
-    killed = {**settings_of(data, tmp_path / "runs", "killed", **settings), "plugins": ["killer"]}
+    killed = {
+        **settings_of(data, tmp_path / "runs", "killed", {"executor": executor}, **settings),
+        "plugins": ["killer"],
+    }
     (tmp_path / "killer.py").write_text(KILLER)
-    runs = []
-    for each in (whole, killed):
-        path = tmp_path / f"{each['name']}.yaml"
-        path.write_text(yaml.safe_dump(each))
-        command = [sys.executable, "-m", "pipelines", "train", str(path)]
-        root = str(Path(__file__).resolve().parents[3])
-        environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}
-        done = subprocess.run(
+    root = str(Path(__file__).resolve().parents[3])
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}
+
+    def train_by_command(run: dict[str, Any], *words: str) -> subprocess.CompletedProcess[str]:
+        path = tmp_path / f"{run['name']}.yaml"
+        path.write_text(yaml.safe_dump(run))
+        command = [sys.executable, "-m", "pipelines", "train", str(path), *words]
+        return subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        runs.append(Path(each["output"], each["name"]))
+
+    ends = [train_by_command(whole), train_by_command(killed)]
+    if executor == "local":
+        assert ends[-1].returncode == -signal.SIGKILL
+        ends[-1] = train_by_command(killed, "--resume")
+    for end in ends:
+        assert end.returncode == 0, end.stdout + end.stderr
+    runs = [Path(each["output"], each["name"]) for each in (whole, killed)]
     assert (tmp_path / "killed").exists()
     one, other = (load_bundle(each / "bundles" / "step_00000014") for each in runs)
     assert other.fingerprint == one.fingerprint
