@@ -32,8 +32,9 @@ PartitionTypeOptions = Annotated[
 ]
 Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; default: one on this machine")]
 
+ExecutorChoice = Literal["auto", "local", "ray"]  # as pipelines.config has it, which --help need not load
 Executor = Annotated[
-    Literal["auto", "local", "ray"],
+    ExecutorChoice,
     typer.Option("--executor", help="compute in this process or on Ray; auto: on Ray where there is much to read"),
 ]
 
@@ -41,7 +42,7 @@ Executor = Annotated[
 @contextmanager
 def executor_for(
     context: typer.Context,
-    choice: Literal["auto", "local", "ray"],
+    choice: ExecutorChoice,
     nbytes: int,
     cpus: int,
     address: str | None,

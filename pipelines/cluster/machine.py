@@ -1,4 +1,4 @@
-"""What this machine has: CPUs, memory, shared memory, sockets. Knows no Ray and no torch.
+"""What this machine has: CPUs, memory, shared memory, sockets; and how many threads torch takes of it. Knows no Ray.
 
 A container's limits count, not its host's: Ray and torch would otherwise plan for memory that is not ours.
 """
@@ -9,6 +9,8 @@ import math
 import os
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 GIB = 2**30
@@ -77,3 +79,16 @@ def cpu_quota(cgroups: Path) -> float | None:
 
 def _read(path: Path) -> str:
     return path.read_text().strip() if path.is_file() else ""
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch with so many threads within the block; as it was afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -40,7 +40,7 @@ def ray_session(
     store) and stopped at the end with all its processes. `quiet` drops Ray's notices and what its workers print.
     """
     refuse_unsafe_environment()
-    cluster = address or _address_from_environment()
+    cluster = joined_address(address)
     if ray_is_running():
         preflight(logical_cpus, gpus or 0)
         yield _session(started=False)
@@ -74,6 +74,13 @@ def on_this_node() -> Any:
     return NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
 
 
+def joined_address(address: str | None) -> str | None:
+    """The cluster that work belongs on: `address`, else RAY_ADDRESS or a Ray job's own; None where there is none."""
+    if address or os.environ.get("RAY_ADDRESS"):
+        return address or os.environ["RAY_ADDRESS"]
+    return "auto" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else None
+
+
 def refuse_unsafe_environment() -> None:
     """Raise ConfigError if a variable makes Ray Data run code that it finds inside Parquet files."""
     for name, value in sorted(os.environ.items()):
@@ -92,12 +99,6 @@ def _session(*, started: bool) -> RaySession:
 
 def _logging(*, quiet: bool) -> dict[str, Any]:
     return {"logging_level": logging.ERROR if quiet else logging.INFO, "log_to_driver": not quiet}
-
-
-def _address_from_environment() -> str | None:
-    if os.environ.get("RAY_ADDRESS"):
-        return os.environ["RAY_ADDRESS"]
-    return "auto" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else None
 
 
 @contextmanager

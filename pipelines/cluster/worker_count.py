@@ -5,15 +5,13 @@ Knows Ray only once it is connected.
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 from model.errors import ResourceError
 from pipelines.cluster.capacity import SPARE_CPUS, available_gpus, room_in_cluster
 from pipelines.cluster.machine import cpu_count
+from pipelines.cluster.session import joined_address
 from pipelines.config import ResourcesConfig, Workers
-
-_JOINING = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 
 
 def room_for(resources: ResourcesConfig) -> int:
@@ -21,7 +19,7 @@ def room_for(resources: ResourcesConfig) -> int:
     workers, cpus_per_worker = resources.workers, resources.cpus_per_worker
     if isinstance(workers, int):
         return workers * cpus_per_worker
-    if resources.address is not None or any(os.environ.get(name) for name in _JOINING):
+    if joined_address(resources.address) is not None:
         return cpus_per_worker * (1 if workers == "auto" else workers.min)
     return cpus_per_worker * (max(1, cpu_count() // cpus_per_worker) if workers == "auto" else workers.max)
 

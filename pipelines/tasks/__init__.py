@@ -1,4 +1,5 @@
-"""Passes over numbered items by Ray Data's tasks or actors; results and the user's mistakes as JSON, arrays as bytes.
+"""Passes over numbered items by Ray Data's tasks or actors, or in this process; results and the user's mistakes as
+JSON, arrays as bytes.
 
 May import: pipelines.cluster, model.
 """

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 from model.tables.fragments import Fragment
 from pipelines.cluster.capacity import available_gpus, ray_is_running
+from pipelines.cluster.machine import torch_threads
 from pipelines.tasks.task import CachedTask, GpuTask, NumberedTask, ScoringTask, forget_cached, from_message, to_message
 
 TASK_BYTES = 48 * 2**20  # decompressed; a task costs Ray about 20 ms, whatever it does, as much as reading 4 MiB
@@ -44,8 +45,8 @@ def over_items(
     if gpus and ray_is_running():
         yield from (result for _, result in _over_gpus(task, min(gpus, len(items))))
         return
-    with one_thread(scoring=scoring):
-        numbered = ScoringTask(task) if scoring else NumberedTask(task)
+    numbered = ScoringTask(task) if scoring else NumberedTask(task)
+    with torch_threads(1) if scoring and not ray_is_running() else nullcontext():  # as Ray's tasks compute
         yield from (result for _, result in over_numbers(numbered, range(len(items))))
 
 
@@ -90,22 +91,6 @@ def _over_gpus(task: CachedTask, gpus: int) -> Iterator[tuple[int, Any]]:
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=gpus)
     how = {"fn_constructor_args": (task,), "compute": pool, "num_gpus": 1}
     return _over_ray(GpuTask, range(len(task.items)), 1, None, **how)
-
-
-@contextmanager
-def one_thread(*, scoring: bool = True) -> Iterator[None]:
-    """Torch with one thread, as in Ray's tasks, while this process scores; as it was when the block ends."""
-    if not scoring or ray_is_running():
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def fragments_a_task(count: int, nbytes: int) -> int:

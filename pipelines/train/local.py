@@ -6,14 +6,13 @@ training that was killed goes on with `resume`, from the checkpoints in the same
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import torch
 
 from model.bundle.run_directory import RAY_TRAIN
 from model.storage import join
+from pipelines.cluster.machine import torch_threads
 from pipelines.config import RunConfig
 from pipelines.ingest.batches import batches
 from pipelines.ingest.fitted_data import load_fitted
@@ -61,14 +60,3 @@ def checkpoint(directory: str, report: Report) -> None:
     """A checkpoint; those before the one before it go."""
     write_checkpoint(directory, report)
     keep_latest(directory)
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Torch with so many threads within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
