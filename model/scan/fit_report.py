@@ -52,7 +52,8 @@ def _moments(stats: ColumnStats) -> Plain:
     held = stats.count > 0
     deviation = np.sqrt(np.divide(stats.squares, stats.count, out=np.zeros_like(stats.squares), where=held))
     shown = {"mean": stats.mean, "deviation": deviation, "low": stats.low, "high": stats.high}
-    missing = 1 - stats.count.sum() / max(stats.entries * len(stats.count), 1)
+    entries = stats.entries * len(stats.count)  # none are counted of labels, which are never missing
+    missing = 1 - stats.count.sum() / entries if entries else 0.0
     return {"missing": float(missing)} | {
         name: [float(value) if there else None for value, there in zip(values, held, strict=True)]
         for name, values in shown.items()

@@ -509,6 +509,27 @@ def test_lines_say_what_is_told() -> None:
     assert lines_of({"columns": [], "label": label}) == {"y (label, linear regression)": "mean 2, deviation 1, 0 … 4"}
 
 
+@pytest.mark.parametrize("prediction", ["single_value", "multiple_value"])
+def test_numbers_to_predict_are_never_missing(
+    tmp_path: Path, make_table: Callable[..., pa.Table], prediction: str
+) -> None:
+    pq.write_table(make_table("linear_regression", prediction, rows=30), tmp_path / "t.parquet")
+    model = {
+        "problem_type": "linear_regression",
+        "prediction_type": prediction,
+        "label": "y",
+        "num_units": [2],
+        "columns": {"sequence": [{"type": "numeric", "name": "x"}]},
+    }
+    run = run_config(
+        {"output": str(tmp_path), "data": {"train": str(tmp_path), "validation_fraction": 0}, "model": model},
+        where="run",
+    )
+    report = ingest.fit_data(run).report
+    assert report["label"]["missing"] == 0
+    assert "missing" not in lines_of(report)["y (label, linear regression)"]
+
+
 def test_a_mistake_is_told_before_ray_starts(make_run: Callable[..., RunConfig], data: Path, tmp_path: Path) -> None:
     yaml = tmp_path / "run.yaml"
     yaml.write_text(dump_yaml(make_run()))
